@@ -1,0 +1,343 @@
+"""The label columns -> classes, and how many rows of each class every group has.
+
+`scan_labels` reads the label columns once. `Encoder` maps their values to class ids from then on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fastbalance.errors import LabelError, SourceError, explain
+from fastbalance.source import Source
+
+LABEL_TYPES = "integers, bool, string, binary, dictionaries of those, date, time, timestamp, decimal"
+_BLOCK_ROWS = 2**15
+_TABLE_SPAN = 2**16  # integers in a range up to this are counted and looked up in a table, not hashed
+
+
+@dataclass(frozen=True, eq=False)
+class LabelScan:
+    """The classes of a source, and their rows in each group (sparse, by group); arrays are on the CPU."""
+
+    values: pa.Table
+    """[n_classes] rows, one column per label: the distinct label values in ascending order."""
+    group_ptr: np.ndarray
+    """int64 [n_groups + 1]. Group g has the entries [group_ptr[g], group_ptr[g + 1])."""
+    group_classes: np.ndarray
+    """int32 [n_entries]. Class ids, ascending within a group."""
+    group_counts: np.ndarray
+    """int64 [n_entries]. Rows of that class in that group, each >= 1."""
+    class_counts: np.ndarray
+    """int64 [n_classes]. Rows of each class, each >= 1."""
+
+    @property
+    def label(self) -> tuple[str, ...]:
+        """Names of the label columns."""
+        return tuple(self.values.column_names)
+
+    @cached_property
+    def classes(self) -> list[Any]:
+        """The label value of each class id; tuples where there are several label columns."""
+        columns = [column.to_pylist() for column in self.values.columns]
+        return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+
+
+class Encoder:
+    """Label values -> class ids.
+
+    Column by column: the value's rank in its column, and then the rank of (id so far, that rank) among the
+    pairs that occur. So no intermediate number exceeds n_classes squared, however many columns there are.
+    """
+
+    def __init__(self, values: pa.Table) -> None:
+        """Take the distinct label values, ascending, one row per class (`LabelScan.values`)."""
+        self.label = tuple(values.column_names)
+        self._steps: list[tuple[_Ranks, int, _Ranks]] = []
+        ids = np.zeros(len(values), np.int64)
+        for column in values.columns:
+            distinct = pc.unique(column)
+            ranks = _Ranks(distinct.take(pc.sort_indices(distinct)))
+            pairs = ids * len(distinct) + ranks(column)
+            seen, ids = np.unique(pairs, return_inverse=True)
+            self._steps.append((ranks, len(distinct), _Ranks(pa.array(seen))))
+
+    def encode(self, table: pa.Table) -> np.ndarray:
+        """Class ids of the rows of a table that has the label columns, int32 [n_rows].
+
+        Raises:
+            SourceError: A value is none of the classes.
+        """
+        ids: np.ndarray | None = None
+        for name, (ranks, radix, pairs) in zip(self.label, self._steps, strict=True):
+            codes = ranks(table.column(name))
+            self._check(codes, table)
+            if ids is None:
+                ids = codes  # of the first column every rank occurs, so ranks are ids: no second look-up
+                continue
+            ids = pairs(pa.chunked_array([ids.astype(np.int64) * radix + codes]))
+            self._check(ids, table)
+        assert ids is not None, "there is at least one label column"
+        return ids
+
+    def _check(self, ids: np.ndarray, table: pa.Table) -> None:
+        if ids.size and ids.min() < 0:
+            row = table.select(self.label).slice(int(np.argmin(ids)), 1).to_pylist()[0]
+            fix = "A shard has changed since: scan the labels again"
+            got = f"the value {_shown(row)}"
+            raise SourceError(explain(_subject(self.label), got=got, allowed="what the scan saw", fix=fix))
+
+
+class _Ranks:
+    """Ranks of values among sorted distinct ones; -1 for others and nulls."""
+
+    def __init__(self, values: pa.Array) -> None:
+        self._values = values
+        numbers = _numbers(values)
+        self._table: np.ndarray | None = None
+        if numbers is not None and len(numbers) and int(numbers[-1]) - int(numbers[0]) < _TABLE_SPAN:
+            self._first = numbers[:1]
+            self._table = np.full(int(numbers[-1]) - int(numbers[0]) + 1, -1, np.int32)
+            self._table[_offsets(numbers, self._first)] = np.arange(len(numbers), dtype=np.int32)
+
+    def __call__(self, column: pa.ChunkedArray) -> np.ndarray:
+        """Ranks of the values of a column, int32 [n_rows]."""
+        parts = [self._chunk(chunk) for chunk in column.chunks]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int32), *parts])
+
+    def _chunk(self, chunk: pa.Array) -> np.ndarray:
+        if pa.types.is_dictionary(chunk.type):
+            ranks = np.append(self._chunk(chunk.dictionary), np.int32(-1))
+            return ranks[chunk.indices.fill_null(len(ranks) - 1).to_numpy()]
+        numbers = _numbers(chunk)
+        if self._table is None or numbers is None:
+            found = pc.index_in(chunk.cast(self._values.type), value_set=self._values)
+            return found.fill_null(-1).to_numpy()
+        offsets = _offsets(numbers, self._first)
+        if offsets.size and offsets.max() >= len(self._table):
+            return np.append(self._table, np.int32(-1))[
+                np.minimum(offsets, len(self._table)).astype(np.int64)
+            ]
+        # As uint64 they would be copied to int64 first: 2.0 ms instead of 0.8 for 2^20 rows.
+        return self._table.take(offsets.view(np.int64) if offsets.itemsize == 8 else offsets)
+
+
+def scan_labels(
+    source: Source,
+    label: str | Sequence[str],
+    max_classes: int = 2**20,
+    progress: Callable[[int, int], None] | None = None,
+) -> LabelScan:
+    """Read the label columns once, and count the rows of each class in each group.
+
+    Args:
+        source: The data.
+        label: A column, or several: then every distinct tuple of values is a class.
+        max_classes: More classes than this are taken for a mistake, such as a column of row ids.
+        progress: Called as `progress(groups_done, n_groups)` after each group.
+
+    Raises:
+        LabelError: A column is missing, its type cannot define classes, it has nulls, there is only one
+            class, or there are more than `max_classes`.
+        SourceError: A group cannot be read.
+    """
+    names = _label_names(label)
+    for name in names:
+        _check_column(source, name)
+    tables, classes = [], _Distinct(names, max_classes)
+    for table in source.scan(names, lambda _, table: _count(table)):
+        classes.add(table)
+        tables.append(table)
+        if progress:
+            progress(len(tables), len(source.groups))
+    groups = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    counts = pa.concat_tables(tables)
+    _check_nulls(source, names, counts, groups)
+    return _tabulate(classes.sorted(), counts, groups, len(tables))
+
+
+def _tabulate(values: pa.Table, counts: pa.Table, groups: np.ndarray, n_groups: int) -> LabelScan:
+    """Sort the counts by (group, class); add up pairs that come twice, as from dictionaries that repeat."""
+    keys = groups * len(values) + Encoder(values).encode(counts.drop_columns("count"))
+    order = np.argsort(keys, kind="stable")
+    pairs, first = np.unique(keys[order], return_index=True)
+    rows = np.add.reduceat(counts.column("count").to_numpy()[order], first)
+    group_of, class_of = np.divmod(pairs, len(values))
+    return LabelScan(
+        values=values,
+        group_ptr=np.searchsorted(group_of, np.arange(n_groups + 1)),
+        group_classes=class_of.astype(np.int32),
+        group_counts=rows,
+        class_counts=np.bincount(class_of, rows, len(values)).astype(np.int64),
+    )
+
+
+class _Distinct:
+    """Distinct label values so far; merged now and then, to notice too many before memory is gone."""
+
+    def __init__(self, names: tuple[str, ...], max_classes: int) -> None:
+        self._names, self._max_classes = names, max_classes
+        self._tables: list[pa.Table] = []
+        self._pending_rows = 0
+
+    def add(self, table: pa.Table) -> None:
+        self._tables.append(table.select(self._names))
+        self._pending_rows += len(table)
+        if self._pending_rows > 2 * self._max_classes:
+            self._merge()
+
+    def sorted(self) -> pa.Table:
+        """The classes in ascending order, of which there are at least 2 and at most `max_classes`."""
+        values = self._merge()
+        if len(values) < 2:
+            fix = "There is nothing to balance; is it the right column?"
+            got = f"one class, {_shown(values.to_pylist()[0])}"
+            raise LabelError(explain(_subject(self._names), got=got, allowed="two or more classes", fix=fix))
+        return values.sort_by([(name, "ascending") for name in self._names]).combine_chunks()
+
+    def _merge(self) -> pa.Table:
+        merged = pa.concat_tables(self._tables).group_by(self._names, use_threads=False).aggregate([])
+        if len(merged) > self._max_classes:
+            fix = "Is it a column of row ids? If not, raise max_classes"
+            got, allowed = f"more than {self._max_classes} classes", f"max_classes={self._max_classes}"
+            raise LabelError(explain(_subject(self._names), got=got, allowed=allowed, fix=fix))
+        self._tables, self._pending_rows = [merged], 0
+        return merged
+
+
+def _count(table: pa.Table) -> pa.Table:
+    """Distinct rows of a table of label columns, and a column "count" (int64) of how often each comes."""
+    names = table.column_names
+    if table.schema.types == [pa.bool_()] and not table.column(0).null_count:
+        true = sum(chunk.true_count for chunk in table.column(0).chunks)  # counts bits: 0.01 ms for 2^20 rows
+        present = [value for value, rows in ((False, len(table) - true), (True, true)) if rows]
+        counts = pa.array([rows for rows in (len(table) - true, true) if rows], pa.int64())
+        return pa.table([pa.array(present, pa.bool_()), counts], [*names, "count"])
+    parts = [part for part in map(_small_codes, table.columns) if part]
+    if len(parts) == len(names) and math.prod(len(part.values) for part in parts) <= _TABLE_SPAN:
+        return _count_codes(names, parts)
+    # Groups of one shard may have different dictionaries, which group_by refuses.
+    keys = [str(i) for i in range(len(names))]
+    table = table.unify_dictionaries().rename_columns(keys)
+    counted = table.group_by(keys, use_threads=False).aggregate([([], "count_all")])
+    columns = [counted.column(key).cast(_value_type(counted.schema.field(key).type)) for key in keys]
+    return pa.table([*columns, counted.column("count_all")], [*names, "count"])
+
+
+class _Codes(NamedTuple):
+    """A column as codes into few values: row i has `values[numbers[i] - first]`."""
+
+    numbers: np.ndarray
+    first: np.ndarray
+    values: pa.Array
+
+
+def _small_codes(column: pa.ChunkedArray) -> _Codes | None:
+    """Codes of a dictionary, or of integers in a small range; None for other columns."""
+    if column.num_chunks != 1 or len(column) == 0 or column.null_count:
+        return None
+    chunk = column.chunk(0)
+    if pa.types.is_dictionary(chunk.type):
+        numbers = chunk.indices.to_numpy()
+        return _Codes(numbers, np.zeros(1, numbers.dtype), chunk.dictionary.cast(_value_type(chunk.type)))
+    numbers = _numbers(chunk)
+    if numbers is None or int(numbers.max()) - int(numbers.min()) >= _TABLE_SPAN:
+        return None
+    first = numbers.min(keepdims=True)
+    values = pa.array(np.arange(int(numbers.max()) - int(first[0]) + 1).astype(numbers.dtype) + first)
+    return _Codes(
+        numbers, first, values.cast(chunk.type) if chunk.type == pa.bool_() else values.view(chunk.type)
+    )
+
+
+def _count_codes(names: list[str], parts: list[_Codes]) -> pa.Table:
+    """`_count` for few possible rows: 1.5 ms for 2^20 rows of one column instead of 8 to 13 by hashing."""
+    radices = [len(part.values) for part in parts]
+    counts = np.zeros(math.prod(radices), np.int64)
+    # In blocks, since temporary arrays of megabytes cost more in page faults than the counting does.
+    for start in range(0, len(parts[0].numbers), _BLOCK_ROWS):
+        keys = np.zeros(1, np.int64)
+        for numbers, first, values in parts:
+            offsets = _offsets(numbers[start : start + _BLOCK_ROWS], first).astype(np.int64)
+            keys = keys * len(values) + offsets if len(parts) > 1 else offsets
+        counts += np.bincount(keys, minlength=len(counts))
+    present = np.flatnonzero(counts)
+    digits = np.unravel_index(present, radices)
+    columns = [part.values.take(pa.array(digit)) for part, digit in zip(parts, digits, strict=True)]
+    return pa.table([*columns, pa.array(counts[present])], [*names, "count"])
+
+
+def _numbers(chunk: pa.Array) -> np.ndarray | None:
+    """Integers behind bools, integers, dates and times; None for other types, and where there are nulls."""
+    kind = chunk.type
+    if chunk.null_count:
+        return None
+    if pa.types.is_boolean(kind):
+        return chunk.cast(pa.uint8()).to_numpy()
+    if pa.types.is_temporal(kind):
+        return chunk.view(pa.int32() if kind.bit_width == 32 else pa.int64()).to_numpy()
+    return chunk.to_numpy() if pa.types.is_integer(kind) else None
+
+
+def _offsets(numbers: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """`numbers - first` as unsigned integers of that width: exact, where signed ones could overflow."""
+    unsigned = f"u{numbers.itemsize}"
+    return numbers.view(unsigned) - first.view(unsigned)
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """The type of class values; views become plain strings, since Arrow neither sorts nor looks up views."""
+    if pa.types.is_dictionary(kind):
+        return _value_type(kind.value_type)
+    return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(kind, kind)
+
+
+def _label_names(label: str | Sequence[str]) -> tuple[str, ...]:
+    names = (label,) if isinstance(label, str) else tuple(label)
+    if not names or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+        raise LabelError(explain("label", got=repr(label), allowed="a column name, or several that differ"))
+    return names
+
+
+def _check_column(source: Source, name: str) -> None:
+    columns = source.schema.names
+    if name not in columns:
+        close = get_close_matches(name, columns, n=len(columns) or 1, cutoff=0.0)
+        raise LabelError(explain("label", got=f"no column {name!r}", allowed=f"one of {close}"))
+    kind = _value_type(source.schema.field(name).type)
+    if pa.types.is_floating(kind):
+        fix = "Cast it to an integer if its values are whole numbers, else sort them into bins"
+        raise LabelError(explain(_subject((name,)), got=kind, allowed=LABEL_TYPES, fix=fix))
+    exact = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_fixed_size_binary)
+    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    times = (pa.types.is_date, pa.types.is_time, pa.types.is_timestamp)
+    if not any(is_type(kind) for is_type in (*exact, *text, *times)):
+        fix = "Name another column, or make a column of class numbers or names out of it"
+        raise LabelError(explain(_subject((name,)), got=kind, allowed=LABEL_TYPES, fix=fix))
+
+
+def _check_nulls(source: Source, names: tuple[str, ...], counts: pa.Table, groups: np.ndarray) -> None:
+    for name in names:
+        null = counts.column(name).is_null().to_numpy()
+        if null.any():
+            rows = int(counts.column("count").to_numpy()[null].sum())
+            shard = source.shards[source.groups.shard[groups[null][0]]].name
+            fix = "Drop these rows, or give them a value of their own before"
+            got = f"{rows} nulls, the first of them in {shard}"
+            raise LabelError(explain(_subject((name,)), got=got, allowed="labels without nulls", fix=fix))
+
+
+def _subject(names: Sequence[str]) -> str:
+    return f"label column{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}"
+
+
+def _shown(row: dict[str, Any]) -> str:
+    return repr(next(iter(row.values())) if len(row) == 1 else tuple(row.values()))

@@ -1,0 +1,161 @@
+"""EpochOrder: position -> row, a pure function of (seed, epoch). `docs/order.md` is the contract.
+
+This file fills the tables that describe a block; `fastbalance.kernels` computes the places from them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from .errors import ArgumentError, explain
+from .kernels import dispatch, locate, philox
+from .plan import BalancePlan
+from .split import BlockRange, block_of, golden
+
+
+class HasClassRows(Protocol):
+    def class_rows(self) -> np.ndarray: ...
+
+
+class EpochOrder:
+    """The order of one epoch. Slicing gives rows: `order[a:b]` is int64 `[b - a]`, on the device.
+
+    Nothing is stored but O(n_classes) tables; any slice costs the same, wherever it starts.
+
+    Args:
+        dataset_or_class_rows: What names the rows: a `Dataset`, or unsigned integers `[n_rows]` sorted by class. None:
+            only `places` works.
+        plan: The epoch's plan.
+        seed: In [0, 2^64).
+        epoch: In [0, 2^32).
+        device: Where the order is computed, and its tensors lie.
+
+    Raises:
+        ArgumentError: Seed or epoch out of range.
+    """
+
+    def __init__(
+        self,
+        dataset_or_class_rows: HasClassRows | np.ndarray | torch.Tensor | None,
+        plan: BalancePlan,
+        seed: int,
+        epoch: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if not 0 <= seed < 1 << 64:
+            raise ArgumentError(explain("seed", got=seed, allowed="an integer in [0, 2^64)"))
+        if not 0 <= epoch < 1 << 32:
+            raise ArgumentError(explain("epoch", got=epoch, allowed="an integer in [0, 2^32)"))
+        self.plan, self.seed, self.epoch = plan, seed, epoch
+        self.device = torch.device(device)
+        self._kernels = dispatch.kernels_for(self.device)
+        self._drawn_before = plan.drawn_before(epoch)
+        self._classes = self._put(_class_table(plan.class_counts))
+        self._keys = self._put(
+            np.stack([dispatch.round_keys(seed, p) for p in (philox.SLOT_ROUND_KEYS, philox.STRATUM_ROUND_KEYS)])
+        )
+        self._class_rows = _as_class_rows(dataset_or_class_rows, plan, self.device)
+
+    def __len__(self) -> int:
+        return self.plan.epoch_rows
+
+    def __getitem__(self, positions: slice) -> torch.Tensor:
+        """Rows of a half-open range of positions, int64 `[b - a]`."""
+        if not isinstance(positions, slice):
+            raise ArgumentError(
+                explain("order[...]", got=repr(positions), allowed="a slice [a:b] of positions", fix="Take order[p : p + 1].")
+            )
+        start, stop, step = positions.indices(len(self))
+        if step != 1:
+            raise ArgumentError(explain("order[a:b]", got=f"a step of {step}", allowed="slices without a step"))
+        if self._class_rows is None:
+            raise ArgumentError(
+                explain("EpochOrder", got="no class_rows", allowed="a Dataset or class_rows, to name rows", fix="Or call places().")
+            )
+        rows = self._kernels.take(self._class_rows, self.positions(start, stop))
+        return rows
+
+    def positions(self, start: int, stop: int) -> torch.Tensor:
+        """Places of the positions [start, stop), int64 `[stop - start]`."""
+        if stop <= start:
+            return torch.empty(0, dtype=torch.int64, device=self.device)
+        size = self.plan.global_batch_rows
+        first, last = start // size, (stop - 1) // size
+        parts = []
+        batch = first
+        while batch <= last:
+            block = block_of(self.plan, batch)
+            n_batches = min(block.end_batch, last + 1) - batch
+            parts.append(self.places(batch, n_batches, 0, block.batch_rows).reshape(-1))
+            batch += n_batches
+        places = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return places[start - first * size : stop - first * size]
+
+    def places(self, batch: int, n_batches: int, start: int, stop: int) -> torch.Tensor:
+        """Places of the rows of consecutive batches of one block: class-sorted row numbers.
+
+        Args:
+            batch: First batch of the epoch; `[batch, batch + n_batches)` must lie in one block.
+            start, stop: Half-open range of places in each batch.
+
+        Returns:
+            int64 `[n_batches, stop - start]`, on the device.
+        """
+        found = block_of(self.plan, batch)
+        out = torch.empty((n_batches, stop - start), dtype=torch.int64, device=self.device)
+        self._kernels.order_block(out, batch - found.first_batch, start, self._block(found))
+        return out
+
+    def _block(self, block: BlockRange) -> locate.Block:
+        before = self.plan.drawn(block.first_position)
+        quotas = self.plan.drawn(block.end_position) - before
+        passes, offsets = np.divmod(self._drawn_before + before, self.plan.class_counts)
+        draws = np.stack([np.cumsum(quotas) - quotas, offsets, passes])
+        return locate.Block(
+            self._classes,
+            self._put(draws),
+            self._put(_strata(block.batch_rows)),
+            self._keys,
+            block.n_batches,
+            *dispatch.grid(block.n_batches),
+            block.number,
+            self.epoch,
+            self.seed & 0xFFFFFFFF,
+            self.seed >> 32,
+        )
+
+    def _put(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def _class_table(class_counts: np.ndarray) -> np.ndarray:
+    """Lines of `locate.Block.classes`, int64 `[5, n_classes]`."""
+    _, bits = np.frexp(class_counts.astype(np.float64))  # bit_length: counts stay below 2^52
+    shifts = bits.astype(np.int64) // 2
+    sides = (class_counts + (1 << shifts) - 1) >> shifts
+    magics = np.where(class_counts <= locate.MAGIC_ROWS, 0xFFFFFFFF // class_counts, 0)
+    return np.stack([class_counts, np.cumsum(class_counts) - class_counts, sides, shifts, magics])
+
+
+@lru_cache(maxsize=8)
+def _strata(batch_rows: int) -> np.ndarray:
+    """The stratum of each place in a batch, int32 `[batch_rows]`."""
+    return ((np.arange(batch_rows, dtype=np.int64) * golden(batch_rows)) % batch_rows).astype(np.int32)
+
+
+def _as_class_rows(
+    source: HasClassRows | np.ndarray | torch.Tensor | None, plan: BalancePlan, device: torch.device
+) -> torch.Tensor | None:
+    if source is None:
+        return None
+    rows = source.class_rows() if hasattr(source, "class_rows") else source
+    if len(rows) != plan.n_rows:
+        raise ArgumentError(
+            explain("class_rows", got=f"{len(rows):,} rows", allowed=f"{plan.n_rows:,}, as many as the plan has")
+        )
+    tensor = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
+    return tensor.to(device)
