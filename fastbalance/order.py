@@ -57,6 +57,7 @@ class EpochOrder:
         self._classes = self._put(_class_table(plan.class_counts))
         self._keys = self._put(
             np.stack([dispatch.round_keys(seed, p) for p in (philox.SLOT_ROUND_KEYS, philox.STRATUM_ROUND_KEYS)])
+            .view(np.int32)  # words: torch knows few operations on uint32
         )
         self._class_rows = _as_class_rows(dataset_or_class_rows, plan, self.device)
 
@@ -72,12 +73,19 @@ class EpochOrder:
         start, stop, step = positions.indices(len(self))
         if step != 1:
             raise ArgumentError(explain("order[a:b]", got=f"a step of {step}", allowed="slices without a step"))
+        return self.rows(self.positions(start, stop))
+
+    def rows(self, places: torch.Tensor) -> torch.Tensor:
+        """The global row numbers of places, int64, of the same shape.
+
+        Raises:
+            ArgumentError: The order was made without class_rows.
+        """
         if self._class_rows is None:
             raise ArgumentError(
                 explain("EpochOrder", got="no class_rows", allowed="a Dataset or class_rows, to name rows", fix="Or call places().")
             )
-        rows = self._kernels.take(self._class_rows, self.positions(start, stop))
-        return rows
+        return self._kernels.take(self._class_rows, places.reshape(-1)).view(places.shape)
 
     def positions(self, start: int, stop: int) -> torch.Tensor:
         """Places of the positions [start, stop), int64 `[stop - start]`."""

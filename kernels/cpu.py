@@ -315,7 +315,7 @@ def order_block(out: torch.Tensor, first: int, column: int, block: _locate.Block
     """
     arrays = block._replace(
         classes=block.classes.numpy(), draws=block.draws.numpy(), strata=block.strata.numpy(),
-        keys=block.keys.numpy(), seed0=u32(block.seed0), seed1=u32(block.seed1),
+        keys=block.keys.numpy().view(u32), seed0=u32(block.seed0), seed1=u32(block.seed1),
     )  # fmt: skip
     places = out.numpy()
     shared_out(

@@ -21,7 +21,7 @@ class Block(NamedTuple):
     classes: Any  # int64 [5, n_classes], fixed for a data set
     draws: Any  # int64 [3, n_classes]
     strata: Any  # int32 [rows of a batch]: the stratum of each place in a batch
-    keys: Any  # uint32 [2, 24]: round keys of slots, and of strata
+    keys: Any  # words as int32 [2, 24]: round keys of slots, and of strata
     n_batches: Any
     grid: Any  # sides of the grid of [0, n_batches)
     shift: Any

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import factorial, gcd
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Ints = NDArray[np.int64]
@@ -29,6 +29,7 @@ FAMILIES: dict[str, Callable[[int], tuple[int, tuple[int, int, int], int, int]]]
     "seeds": lambda k: (k, (0, 0, 0), SLOT_TWEAK, SLOT_KEYS),
     "classes": lambda k: (SEED, (k, 0, 0), SLOT_TWEAK, SLOT_KEYS),
     "passes": lambda k: (SEED, (0, k, 0), SLOT_TWEAK, SLOT_KEYS),
+    "first passes": lambda k: (k // 2, (0, k % 2, 0), SLOT_TWEAK, SLOT_KEYS),
     "strata": lambda k: (SEED, (k, 0, 0), STRATUM_TWEAK, STRATUM_KEYS),
     "epochs": lambda k: (SEED, (0, 0, k), STRATUM_TWEAK, STRATUM_KEYS),
 }
@@ -51,7 +52,9 @@ def spread(perms: Ints, bins: int = 32) -> float:
     """Chi-square of the table (bin of the element) x (bin of its place), summed over the permutations."""
     k, n = perms.shape
     size, cells = bin_sizes(n, bins), min(n, bins)
-    table = np.bincount((bin_of(np.arange(n), n, bins) * cells + bin_of(perms, n, bins)).ravel(), minlength=cells**2)
+    table = np.bincount(
+        (bin_of(np.arange(n), n, bins) * cells + bin_of(perms, n, bins)).ravel(), minlength=cells**2
+    )
     expected = k * np.outer(size, size).ravel() / n
     statistic = ((table - expected) ** 2 / expected).sum() * (n - 1) / n
     return two_sided(statistic, (cells - 1) ** 2)
@@ -80,7 +83,9 @@ def fixed_points(perms: Ints) -> float:
     """Chi-square of the number of fixed points: the rencontres distribution, Poisson(1) for all but small n."""
     k, n = perms.shape
     found = (perms == np.arange(n)).sum(axis=1)
-    chance = np.array([sum((-1) ** i / factorial(i) for i in range(n - f + 1)) / factorial(f) for f in range(4)])
+    chance = np.array(
+        [sum((-1) ** i / factorial(i) for i in range(n - f + 1)) / factorial(f) for f in range(4)]
+    )
     chance = np.append(chance, 1 - chance.sum())
     possible = chance > 1e-9
     return chi_square(np.bincount(np.minimum(found, 4), minlength=5)[possible], k * chance[possible])
@@ -121,13 +126,17 @@ def distances(first: Ints, second: Ints, n: int, bins: int = 64) -> float:
     """Chi-square of (second - first) mod n over bins, for images of different positions under one permutation."""
     distance = (second - first) % n - 1
     size = bin_sizes(n - 1, bins)
-    return chi_square(np.bincount(bin_of(distance, n - 1, bins), minlength=size.size), distance.size * size / (n - 1))
+    return chi_square(
+        np.bincount(bin_of(distance, n - 1, bins), minlength=size.size), distance.size * size / (n - 1)
+    )
 
 
 def shifts(first: Ints, second: Ints, n: int, bins: int = 64) -> float:
     """Chi-square of (second - first) mod n over bins, for images of one position under different permutations."""
     shift = (second - first) % n
-    return chi_square(np.bincount(bin_of(shift, n, bins), minlength=bins), shift.size * bin_sizes(n, bins) / n)
+    return chi_square(
+        np.bincount(bin_of(shift, n, bins), minlength=bins), shift.size * bin_sizes(n, bins) / n
+    )
 
 
 def joint(first: Ints, second: Ints, n: int, bins: int = 16) -> float:
@@ -146,6 +155,32 @@ def avalanche(sampler: Sampler, bits: int, number: int, positions: Ints) -> floa
         flips = ((here ^ there)[:, None] >> shift & 1).sum(axis=0)
         statistic += ((flips - low.size / 2) ** 2).sum() / (low.size / 4)
     return two_sided(statistic, bits**2)
+
+
+# Tests of who meets whom in a batch: `batch[e, row]` is the batch, of equal size, that a row is in, in epoch e.
+
+
+def meetings(batch: Ints) -> float:
+    """Any two rows of a class meet equally often.
+
+    The counts of the pairs have covariance 0 on the space of row sums, as every row meets the same number of rows, and by
+    symmetry one variance on its complement, of dimension n(n-3)/2.
+    """
+    epochs, n = batch.shape
+    first, second = np.triu_indices(n, 1)
+    met = (batch[:, first] == batch[:, second]).sum(axis=0)
+    chance = (n / (batch.max() + 1) - 1) / (n - 1)
+    variance = epochs * chance * (1 - chance) * (n - 1) / (n - 3)
+    return two_sided(((met - epochs * chance) ** 2).sum() / variance, n * (n - 3) // 2)
+
+
+def mixed_meetings(batch: Ints, other: Ints) -> float:
+    """Any row of one class and any row of another meet equally often; the row and column sums are fixed."""
+    epochs, n, k = *batch.shape, other.shape[1]
+    met = (batch[:, :, None] == other[:, None, :]).sum(axis=0)
+    chance = 1 / (batch.max() + 1)
+    variance = epochs * chance * (1 - chance) * n * k / ((n - 1) * (k - 1))
+    return two_sided(((met - epochs * chance) ** 2).sum() / variance, (n - 1) * (k - 1))
 
 
 # The battery.
@@ -244,7 +279,7 @@ def count_cycles(perms: Ints) -> Ints:
 # Samplers written in numpy: the network of docs/order.md with any number of rounds, and what must fail.
 
 
-def philox(counter: Iterable, key: Iterable) -> list[Words]:
+def philox(counter: Iterable[ArrayLike], key: Iterable[ArrayLike]) -> list[Words]:
     """Philox4x32-10 of arrays of words."""
     c0, c1, c2, c3, k0, k1 = np.broadcast_arrays(*(np.asarray(word, np.uint64) for word in (*counter, *key)))
     low = np.uint64(0xFFFFFFFF)
@@ -278,9 +313,9 @@ def feistel(x: Ints, n: int, keys: list[Words], t0: Words, t1: Words, rounds: in
     a = np.uint32((n + 2**r - 1) >> r)
     while walking[0].size:
         which = walking[0] if len(t0) > 1 else np.zeros(1, np.int64)
-        left, right = ((part).astype(np.uint32) for part in np.divmod(y[walking], 2**r))
+        left, right = (part.astype(np.uint32) for part in np.divmod(y[walking], 2**r))
         for i in range(rounds):
-            k0, k1 = ((w[which, 0]) for w in (keys[2 * i] ^ t0 | np.uint32(1), keys[2 * i + 1] + t1))
+            k0, k1 = (w[which, 0] for w in (keys[2 * i] ^ t0 | np.uint32(1), keys[2 * i + 1] + t1))
             g = k0 * (left if i % 2 else right) + k1
             g = (g ^ g >> np.uint32(16)) * np.uint32(0x21F0AAAD)
             if i % 2:
@@ -292,3 +327,41 @@ def feistel(x: Ints, n: int, keys: list[Words], t0: Words, t1: Words, rounds: in
         out = y[walking] >= n
         walking = tuple(axis[out] for axis in walking)
     return y
+
+
+def affine(x: Ints, n: int, numbers: Ints) -> Ints:
+    """Control: a linear congruence, for n up to 2^31."""
+    rows = []
+    for number in numbers.tolist():
+        rng = np.random.default_rng(number)
+        factor = next(f for f in rng.integers(n, size=1000).tolist() if gcd(f, n) == 1)
+        rows.append((factor * x + rng.integers(n)) % n)
+    return np.stack(rows)
+
+
+def rotation(x: Ints, n: int, numbers: Ints) -> Ints:
+    """Control: the number is added, as in `seed + epoch`."""
+    return (x + numbers[:, None]) % n
+
+
+def frozen(sampler: Sampler) -> Sampler:
+    """Control: neighbours share a permutation."""
+    return lambda x, n, numbers: sampler(x, n, numbers // 2)
+
+
+def odd_grid(x: Ints, n: int, numbers: Ints) -> Ints:
+    """Control: additions on a grid of odd x odd cells: even permutations only. n is the square of an odd number."""
+    side = round(n**0.5)
+    rows = []
+    for number in numbers.tolist():
+        rng = np.random.default_rng(number)
+        left, right = np.divmod(x, side)
+        for _ in range(8):
+            left, right = right, (left + rng.integers(side, size=side)[right]) % side
+        rows.append(left * side + right)
+    return np.stack(rows)
+
+
+def lossy(sampler: Sampler) -> Sampler:
+    """Control: the last value never comes, another comes twice."""
+    return lambda x, n, numbers: np.minimum(sampler(x, n, numbers), n - 2)

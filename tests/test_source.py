@@ -75,13 +75,9 @@ def test_files_give_their_rows_in_shard_order(tmp_path, kind):
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(1, 3), st.integers(1, 20))
 def test_runs_and_scan_visit_every_group_once(sizes, shards, max_rows):
     sizes = [*sizes, 1]
-    tables = [make_table(size) for size in sizes] * shards
-    memory = [
-        source_module._MemoryShard(
-            str(i), t.to_batches() or [pa.RecordBatch.from_pylist([], t.schema)], t.schema
-        )
-        for i, t in enumerate(tables)
-    ]
+    batch = make_table(6).to_batches()[0]
+    batches = [batch.slice(0, size) for size in sizes]
+    memory = [source_module._MemoryShard(str(i), batches, batch.schema) for i in range(shards)]
     source = source_module._join(memory)
     runs = source.runs(max_rows)
     assert [group for run in runs for group in run] == list(range(len(source.groups)))
@@ -93,19 +89,17 @@ def test_runs_and_scan_visit_every_group_once(sizes, shards, max_rows):
 
 
 def test_empty_groups_are_kept(tmp_path):
-    schema = make_table().schema
-    with pa.ipc.new_file(tmp_path / "a.arrow", schema) as writer:
+    table = make_table(3).select(["x", "z"])
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
         for size in (0, 2, 0, 1, 0):
-            writer.write_batch(
-                make_table(size).to_batches()[0] if size else pa.RecordBatch.from_pylist([], schema)
-            )
-    with pq.ParquetWriter(tmp_path / "b.parquet", schema) as writer:
-        for size in (0, 4):
-            writer.write_table(make_table(size))
+            writer.write_batch(table.to_batches()[0].slice(0, size))
+    with pq.ParquetWriter(tmp_path / "b.parquet", table.schema) as writer:
+        for size in (0, 3):
+            writer.write_table(table.slice(0, size))
     source = open_source(tmp_path)
     assert source.groups.n_rows.tolist()[:5] == [0, 2, 0, 1, 0]
-    assert source.n_rows == 7
-    assert all_rows(source, ["x"]) == [{"x": float(x)} for x in (0, 1, 0, 0, 1, 2, 3)]
+    assert source.n_rows == 6
+    assert all_rows(source, ["x"]) == [{"x": float(x)} for x in (0, 1, 0, 0, 1, 2)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,7 +159,7 @@ def test_projection_of_ipc_reads_only_those_columns(tmp_path):
     ("pattern", "found"),
     [
         ("", ["a.parquet", "d/b.parquet", "d/e/c.pq"]),
-        ("*", ["a.parquet", "d/b.parquet", "notes.txt"]),
+        ("*", ["a.parquet", "d/b.parquet", "d/e/c.pq", "notes.txt"]),
         ("*.parquet", ["a.parquet"]),
         ("?.par[qx]uet", ["a.parquet"]),
         ("**/*.parquet", ["a.parquet", "d/b.parquet"]),
@@ -181,8 +175,6 @@ def test_globs_and_directories(tmp_path, monkeypatch, pattern, found):
     monkeypatch.chdir(tmp_path)
     files = source_module._list_files(pattern or ".", None)
     where = source_module._list_files(str(tmp_path / pattern), None)
-    if pattern == "*":
-        found = ["a.parquet", "d/b.parquet", "notes.txt"]
     assert [path for _, path in files] == found
     assert [path for _, path in where] == [str(tmp_path / name) for name in found]
 
@@ -282,7 +274,7 @@ def test_messages_about_what_was_passed(tmp_path):
     assert text.startswith(
         f"source '{tmp_path}/no/*.parquet': got no such file; allowed: a file, a glob, or a directory"
     )
-    assert text.endswith("Check the path; names that begin with '.' or '_' are skipped.")
+    assert text.endswith("Check the path; names that begin with '.' or '_' are skipped")
     assert "no such file" in message(tmp_path / "no")
     (tmp_path / "empty").mkdir()
     assert "files ending in .parquet .pq .arrow" in message(tmp_path / "empty")
@@ -309,7 +301,7 @@ def test_schemas_must_agree_but_for_order_and_metadata(tmp_path):
     first = write(tmp_path / "a.parquet", pa.table({"x": [1], "y": [2]}))
     write(tmp_path / "b.parquet", pa.table({"y": [3], "x": [4]}).replace_schema_metadata({"k": "v"}))
     assert all_rows(open_source(tmp_path)) == [{"x": 1, "y": 2}, {"x": 4, "y": 3}]
-    fix = "Rewrite the shard with the schema of the first, or open the two kinds apart."
+    fix = "Rewrite the shard with the schema of the first, or open the two kinds apart"
     for table, column, got, allowed in (
         ({"x": [1], "y": ["2"]}, "y", "string", "int64"),
         ({"x": [1]}, "y", "no such column", "int64"),
@@ -365,7 +357,7 @@ def test_a_corrupt_page_names_shard_and_group(tmp_path):
         with pytest.raises(SourceError, match=re.escape(f"{path}, groups [1]: got ")) as caught:
             source.read_groups(groups, ["x"])
         assert isinstance(caught.value.__cause__, OSError)
-        assert str(caught.value).endswith("The file may be damaged: write or copy it again.")
+        assert str(caught.value).endswith("The file may be damaged: write or copy it again")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "file", "lz4"])

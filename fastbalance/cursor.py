@@ -1,0 +1,137 @@
+"""Where a run is: epoch and batch, what a state holds, and which process serves what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .errors import ArgumentError, StateError, explain
+from .plan import BalancePlan
+
+STATE_VERSION = 1
+
+
+class Cursor:
+    """The next batch of a run, as `(epoch, batch)`.
+
+    An iteration starts where the cursor was put (`set_epoch`, `load`), else at the epoch after the one that was
+    begun last: breaking out of a loop does not make the next loop repeat the same rows.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.batch = 0
+        self._begun = False
+
+    def start(self) -> tuple[int, int]:
+        """Begin an iteration; returns its epoch and first batch."""
+        if self._begun:
+            self.epoch, self.batch = self.epoch + 1, 0
+        return self.epoch, self.batch
+
+    def yielding(self, epoch: int, batch: int, n_batches: int) -> None:
+        """Note that a batch is about to be handed out: the cursor stands behind it.
+
+        Called before the yield, because trainers stop at `len` and never ask for the end of the iteration.
+        """
+        last = batch + 1 == n_batches
+        self.epoch, self.batch = (epoch + 1, 0) if last else (epoch, batch + 1)
+        self._begun = not last
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch. A position that was loaded for this very epoch is kept."""
+        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
+            raise ArgumentError(explain("epoch", got=repr(epoch), allowed="an integer >= 0"))
+        if epoch != self.epoch or self._begun:
+            self.epoch, self.batch = epoch, 0
+        self._begun = False
+
+    def save(self, seed: int | None, plan: BalancePlan, data: str) -> dict[str, Any]:
+        """The state: small, JSON, and of no fixed world size."""
+        return {
+            "version": STATE_VERSION,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "seed": seed,
+            "lanes": 1,
+            "plan": plan.fingerprint,
+            "data": data,
+        }
+
+    def load(self, state: Mapping[str, Any], plan: BalancePlan, data: str) -> int | None:
+        """Go to where a state was saved; returns its seed.
+
+        Raises:
+            StateError: The state is none, or belongs to other data, another plan or another global batch size.
+        """
+        wanted = {"version", "epoch", "batch", "seed", "lanes", "plan", "data"}
+        if not isinstance(state, Mapping) or wanted - set(state):
+            got = f"without {sorted(wanted - set(state))}" if isinstance(state, Mapping) else type(state).__name__
+            raise StateError(explain("state", got=got, allowed="what state_dict() returned"))
+        if state["version"] != STATE_VERSION:
+            raise StateError(explain("state version", got=state["version"], allowed=str(STATE_VERSION)))
+        if state["data"] != data:
+            raise StateError(
+                explain(
+                    "state",
+                    got=f"data {state['data']}",
+                    allowed=f"data {data}, which this loader reads",
+                    fix="Give the loader the data set that the state was saved with.",
+                )
+            )
+        if state["plan"] != plan.fingerprint:
+            raise StateError(
+                explain(
+                    "state",
+                    got=f"plan {state['plan']}",
+                    allowed=f"plan {plan.fingerprint} ({plan.balance}, global batch of {plan.global_batch_rows:,} rows, "
+                    f"epoch of {plan.epoch_rows:,})",
+                    fix="Balance, epoch_rows and the global batch (batch_size times world size) must be as they were.",
+                )
+            )
+        epoch, batch = state["epoch"], state["batch"]
+        if not (isinstance(epoch, int) and isinstance(batch, int) and epoch >= 0 and 0 <= batch < plan.n_batches):
+            raise StateError(
+                explain("state", got=f"epoch {epoch!r}, batch {batch!r}", allowed=f"batches in [0, {plan.n_batches})")
+            )
+        self.epoch, self.batch, self._begun = epoch, batch, False
+        return state["seed"]
+
+
+def ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Rank and world size: as given, else of torch.distributed's process group, else 0 and 1.
+
+    Raises:
+        ArgumentError: Only one of the two is given, or they do not fit.
+    """
+    if (rank is None) != (world_size is None):
+        raise ArgumentError(
+            explain("rank, world_size", got=f"{rank}, {world_size}", allowed="both, or neither to ask torch.distributed")
+        )
+    if rank is None or world_size is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ArgumentError(
+            explain("rank", got=f"rank {rank} of world_size {world_size}", allowed="a rank in [0, world_size)")
+        )
+    return rank, world_size
+
+
+def checked_seed(seed: int | None) -> int | None:
+    """The seed, or None where it is drawn later.
+
+    Raises:
+        ArgumentError: Not an integer in [0, 2^64).
+    """
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64):
+        raise ArgumentError(explain("seed", got=repr(seed), allowed="an integer in [0, 2^64), or None to draw one"))
+    return seed
+
+
+def drawn_seed() -> int:
+    """A seed from torch's global generator, as DataLoader draws its own."""
+    return int(torch.empty((), dtype=torch.int64).random_().item())

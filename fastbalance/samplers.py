@@ -1,0 +1,172 @@
+"""Samplers for a `torch.utils.data.DataLoader` over data of the user's own: the same order, as row numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from . import balance as _balance
+from .cursor import Cursor, checked_seed, drawn_seed, ranks
+from .errors import LabelError, explain
+from .kernels import cpu_rows
+from .order import EpochOrder
+from .plan import BalancePlan, Tail, make_plan
+from .split import block_of, check_ranks, rank_places
+
+
+class _Balanced:
+    """What both samplers share: labels -> classes -> plan -> batches of row numbers."""
+
+    def __init__(
+        self,
+        labels: Sequence[Any] | np.ndarray | torch.Tensor,
+        batch_size: int,
+        *,
+        balance: str | _balance.Balance = "uniform",
+        epoch_rows: int | Literal["over", "under"] | None = None,
+        seed: int | None = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        tail: Tail = "keep",
+    ) -> None:
+        values = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+        _check_labels(values)
+        self._classes, class_ids = np.unique(values, return_inverse=True)
+        self.class_counts = np.bincount(class_ids)
+        if len(self.classes) < 2:
+            raise LabelError(
+                explain("labels", got=f"one class only, {self.classes[0]!r}", allowed="two classes or more: one has nothing to balance")
+            )
+        starts = np.cumsum(self.class_counts) - self.class_counts
+        dtype = np.uint32 if len(values) <= 1 << 32 else np.uint64
+        self._class_rows = np.empty(len(values), dtype)
+        self._class_rows[cpu_rows.number_rows(class_ids, starts)] = np.arange(len(values), dtype=dtype)
+        self._batch_size, self._balance, self._epoch_rows, self._tail = batch_size, balance, epoch_rows, tail
+        self._seed, self._given_ranks = checked_seed(seed), (rank, world_size)
+        self._cursor = Cursor()
+        make_plan(self.class_counts, balance, epoch_rows, batch_size, classes=self.classes, tail=tail)
+
+    @property
+    def classes(self) -> list[Any]:
+        """The label value of each class id."""
+        return self._classes.tolist()
+
+    @cached_property
+    def plan(self) -> BalancePlan:
+        """What an epoch delivers, over all ranks."""
+        rank, world_size = self._ranks
+        plan = make_plan(
+            self.class_counts, self._balance, self._epoch_rows, self._batch_size * world_size,
+            classes=self.classes, tail=self._tail,
+        )  # fmt: skip
+        check_ranks(plan, rank, world_size)
+        return plan
+
+    @cached_property
+    def _ranks(self) -> tuple[int, int]:
+        return ranks(*self._given_ranks)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return blake2b(self._class_rows.tobytes(), digest_size=16).hexdigest()
+
+    @property
+    def seed(self) -> int:
+        """The seed; drawn now where it was None."""
+        if self._seed is None:
+            self._seed = drawn_seed()
+        return self._seed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; a position loaded for this same epoch is kept."""
+        self._cursor.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run is, counted by what was yielded. DataLoader workers fetch ahead of what training has seen."""
+        return self._cursor.save(self.seed, self.plan, self._fingerprint)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was saved.
+
+        Raises:
+            StateError: The state belongs to other labels, another plan or another global batch size.
+        """
+        self._seed = checked_seed(self._cursor.load(state, self.plan, self._fingerprint))
+
+    def _batches(self) -> Iterator[list[int]]:
+        epoch, batch = self._cursor.start()
+        order = EpochOrder(self._class_rows, self.plan, self.seed, epoch)
+        while batch < self.plan.n_batches:
+            block = block_of(self.plan, batch)
+            places = order.places(batch, block.end_batch - batch, *rank_places(block.batch_rows, *self._ranks))
+            for rows in order.rows(places):
+                self._cursor.yielding(epoch, batch, self.plan.n_batches)
+                yield rows.tolist()
+                batch += 1
+
+
+class BalancedBatchSampler(_Balanced, Sampler[list[int]]):
+    """Balanced batches of row numbers: `DataLoader(data, batch_sampler=BalancedBatchSampler(labels, 256))`.
+
+    Every batch has each class's share within 2 rows. It takes no 2^24 limit, stores 4 bytes a row, and shares its batches
+    out over ranks, where `WeightedRandomSampler` knows none.
+
+    Args:
+        labels: The class of each row: array, tensor or sequence of integers, bools or strings, `[n_rows]`.
+        batch_size: Rows for each rank and batch.
+        balance, epoch_rows, seed, rank, world_size, tail: As for `BalancedLoader`.
+
+    Raises:
+        LabelError: Labels that are empty, not one-dimensional, of a float type, missing, or all equal.
+        PlanError, ArgumentError: As for `make_plan`.
+    """
+
+    def __len__(self) -> int:
+        return self.plan.n_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._batches()
+
+
+class BalancedSampler(_Balanced, Sampler[int]):
+    """Balanced row numbers, one by one: `DataLoader(data, batch_size=256, sampler=BalancedSampler(labels))`.
+
+    A sampler is not told the batch size, so batches are balanced on average only. Where every batch should be, take
+    `BalancedBatchSampler`. Arguments and errors are the same, without `batch_size`.
+    """
+
+    def __init__(self, labels: Sequence[Any] | np.ndarray | torch.Tensor, **options: Any) -> None:
+        super().__init__(labels, 1, **options)
+
+    def __len__(self) -> int:
+        """Rows of this rank in an epoch."""
+        return self.plan.n_batches
+
+    def __iter__(self) -> Iterator[int]:
+        return (row for (row,) in self._batches())
+
+
+def _check_labels(values: np.ndarray) -> None:
+    problem = None
+    if values.ndim != 1 or values.size == 0:
+        problem = f"shape {values.shape}"
+    elif values.dtype.kind == "f":
+        problem = f"{values.dtype}"
+    elif values.dtype.kind not in "biuUSM":
+        kinds = sorted({type(value).__name__ for value in values.tolist()})
+        problem = f"objects of type {', '.join(kinds)}"
+    if problem is not None:
+        raise LabelError(
+            explain(
+                "labels",
+                got=problem,
+                allowed="integers, bools or strings, one for each row",
+                fix="Map them to class numbers first; a float label needs bins.",
+            )
+        )

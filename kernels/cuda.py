@@ -1,0 +1,158 @@
+"""The CUDA interpretation: numba-cuda kernels on torch's tensors and torch's current stream, without copies.
+
+One thread computes one position, or moves 16 bytes of a record. All of a call's batches are one launch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numba import cuda
+
+from . import bijection as _bijection
+from . import locate as _locate
+from . import philox as _philox
+from .bijection import LARGE_ROUNDS, SMALL_ROUNDS, SMALL_ROWS, TINY_ROWS
+from .locate import CUMULATIVE, GRID, MAGIC, OFFSET, PASS, ROWS, SHIFT, START, Block
+from .philox import SLOT_TWEAK, STRATUM_TWEAK
+from .torch_ops import take
+
+__all__ = ["gather", "order_block", "take"]
+
+THREADS = 256  # of a block; the kernels use 40 registers or fewer, so this fills an SM on every architecture
+
+_jit: Callable = cuda.jit(device=True)
+u32, u64, i64 = np.uint32, np.uint64, np.int64
+
+
+@_jit
+def _where(condition, x, y):
+    return x if condition else y
+
+
+@_jit
+def _is_any(condition):
+    return condition
+
+
+mulhi, philox = _philox.make(_jit, u32, u64)
+_body = _bijection.make(_jit, u32, u64, _where, _is_any, mulhi)
+_feistel, _unrank = _body.feistel, _body.unrank
+_find = _locate.make(_jit, u32, u64, _where, mulhi)
+_divide, _last_class = _find.divide, _find.last_class
+
+
+@_jit
+def _permute(x, n, a, r, keys, t0, t1):
+    """The bijection of [0, n) at one value."""
+    if n <= u64(TINY_ROWS):
+        return _unrank(x, n, t0, t1)
+    return _feistel(x, n, a, r, keys, t0, t1, SMALL_ROUNDS if n < u64(SMALL_ROWS) else LARGE_ROUNDS)
+
+
+@cuda.jit
+def order_kernel(
+    out, first, column, width, classes, draws, strata, keys, n_batches, grid, shift, number, epoch, seed0, seed1
+):
+    """`out[p]`: the place at batch `first + p // width`, position `column + p % width` in the batch."""
+    p = cuda.grid(1)
+    if p >= out.size:
+        return
+    row = u32(p) // u32(width)  # 32 bits: a 64-bit division is a call of a hundred instructions
+    b, i = i64(row) + first, i64(u32(p) - row * u32(width)) + column
+    j = i64(strata[i])
+    cumulative = draws[CUMULATIVE]
+    low = _last_class(cumulative, j * n_batches, 0, cumulative.size - 1)
+    high = _last_class(cumulative, (j + 1) * n_batches - 1, low, cumulative.size - 1)
+    inside = b
+    if low < high:
+        t0, t1, _, _ = philox(u32(j), u32(number), u32(epoch), u32(STRATUM_TWEAK), u32(seed0), u32(seed1))
+        inside = i64(_permute(u64(b), u64(n_batches), u32(grid), u32(shift), keys[1], t0, t1))
+    ticket = j * n_batches + inside
+    c = _last_class(cumulative, ticket, low, high)
+    n = u64(classes[ROWS, c])
+    turn, offset = _divide(u64(draws[OFFSET, c] + ticket - cumulative[c]), n, u32(classes[MAGIC, c]))
+    turn += u64(draws[PASS, c])
+    t0, t1, _, _ = philox(
+        u32(c), u32(turn), u32(turn >> u64(32)), u32(SLOT_TWEAK), u32(seed0), u32(seed1)
+    )
+    slot = _permute(offset, n, u32(classes[GRID, c]), u32(classes[SHIFT, c]), keys[0], t0, t1)
+    out[p] = classes[START, c] + i64(slot)
+
+
+def _make_copy16() -> Callable:
+    """A device function that moves 16 bytes, as one load and one store of 128 bits."""
+    if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0":  # the simulator runs Python, and has no vectors
+
+        def copy16(target, t, source, s):
+            target[t], target[t + 1] = source[s], source[s + 1]
+
+        return copy16
+
+    from llvmlite import ir
+    from numba.cuda import types
+    from numba.cuda.extending import intrinsic
+
+    @intrinsic
+    def copy16(_typing, target, t, source, s):
+        def generate(context, builder, signature, arguments):
+            pair = ir.VectorType(ir.IntType(64), 2).as_pointer()
+            pointers = []
+            for array, index in ((0, 1), (2, 3)):
+                view = context.make_array(signature.args[array])(context, builder, arguments[array])
+                pointers.append(builder.bitcast(builder.gep(view.data, [arguments[index]]), pair))
+            value = builder.load(pointers[1], align=16)
+            builder.store(value, pointers[0], align=16)
+            return context.get_dummy_value()
+
+        return types.void(target, types.int64, source, types.int64), generate
+
+    return copy16
+
+
+_copy16 = _make_copy16()
+
+
+@cuda.jit
+def gather_kernel(out, records, places, vectors):
+    """Records are uint64 words; a record is `vectors` times 16 bytes. Thread q moves vector q of `out`.
+
+    Neighbouring threads move neighbouring vectors of a record, so loads and stores are coalesced.
+    """
+    q = cuda.grid(1)
+    if q >= places.size * vectors:
+        return
+    k = i64(u32(q) // u32(vectors))
+    vector = q - k * vectors
+    _copy16(out, i64(2 * q), records, i64(2 * (places[k] * vectors + vector)))
+
+
+def _stream() -> Any:
+    """Torch's current stream, as numba names it. (Torch's array interface does not carry it.)"""
+    return cuda.external_stream(torch.cuda.current_stream().cuda_stream)
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    return cuda.as_cuda_array(tensor, sync=False)
+
+
+def order_block(out: torch.Tensor, first: int, column: int, block: Block) -> None:
+    """As `cpu.order_block`, in one launch."""
+    kernel = order_kernel[-(-out.numel() // THREADS), THREADS, _stream()]
+    kernel(
+        _array(out.view(-1)), first, column, out.shape[1], _array(block.classes), _array(block.draws),
+        _array(block.strata), _array(block.keys), block.n_batches, block.grid, block.shift, block.number,
+        block.epoch, block.seed0, block.seed1,
+    )  # fmt: skip
+
+
+def gather(out: torch.Tensor, records: torch.Tensor, places: torch.Tensor) -> None:
+    """`out[k] = records[places[k]]`: uint8 `[n, record_bytes]`, contiguous, a multiple of 16 bytes a record."""
+    vectors = records.shape[1] // 16
+    kernel = gather_kernel[-(-len(places) * vectors // THREADS), THREADS, _stream()]
+    words = [_array(t.view(torch.int64).view(-1)) for t in (out, records)]
+    kernel(*words, _array(places), vectors)
