@@ -83,7 +83,9 @@ class RecordLayout:
             batch[field.name] = column.view(-1, *field.shape) if field.shape else column.squeeze(1)
         return batch
 
-    def arrays(self, table: pa.Table, extras: Mapping[str, np.ndarray], where: str) -> tuple[list[np.ndarray], list[int]]:
+    def arrays(
+        self, table: pa.Table, extras: Mapping[str, np.ndarray], where: str
+    ) -> tuple[list[np.ndarray], list[int]]:
         """The parts of the records of a table: contiguous arrays of n items, and their offsets.
 
         Raises:
@@ -150,7 +152,11 @@ def _wanted(schema: pa.Schema, columns: Any) -> dict[str, tuple[str, ...]]:
         return {name: (name,) for name in names}
     if isinstance(columns, str):
         raise ArgumentError(
-            explain("columns", got=repr(columns), allowed=f"a list, as [{columns!r}], or a mapping, as {{'x': [{columns!r}]}}")
+            explain(
+                "columns",
+                got=repr(columns),
+                allowed=f"a list, as [{columns!r}], or a mapping, as {{'x': [{columns!r}]}}",
+            )
         )
     if not isinstance(columns, Mapping):
         return {name: (name,) for name in columns}
@@ -166,7 +172,12 @@ def _check_names(wanted: Mapping, extras: Sequence[str], dtypes: Mapping, fill_n
     clash = [name for name in extras if name in wanted]
     if clash:
         raise ArgumentError(
-            explain("columns", got=f"a tensor named {clash[0]!r}", allowed="names other than the extras'", fix="Rename it, or leave the extra out.")
+            explain(
+                "columns",
+                got=f"a tensor named {clash[0]!r}",
+                allowed="names other than the extras'",
+                fix="Rename it, or leave the extra out.",
+            )
         )
     columns = {part for parts in wanted.values() for part in parts}
     for argument, names, known in (("dtypes", dtypes, set(wanted)), ("fill_null", fill_null, columns)):
@@ -191,7 +202,9 @@ def _tensor_type(
     found = []
     for part in parts:
         if part not in schema.names:
-            raise ColumnError(explain(f"columns[{name!r}]", got=repr(part), allowed=f"a column of the data: {schema.names}"))
+            raise ColumnError(
+                explain(f"columns[{name!r}]", got=repr(part), allowed=f"a column of the data: {schema.names}")
+            )
         kind, shape = _element_type(schema.field(part).type)
         if kind not in _TORCH_TYPES:
             raise ColumnError(
@@ -224,7 +237,9 @@ def _to_numpy(
     column: pa.ChunkedArray, name: str, dtype: torch.dtype, fill_null: Mapping[str, Any], where: str
 ) -> np.ndarray:
     """A column as a contiguous array `[n, ...]` of the wanted type; a view where Arrow's memory serves."""
-    array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+    array = (
+        column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+    )
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     n_rows = len(array)
@@ -236,13 +251,23 @@ def _to_numpy(
         nulls = array.null_count
     if nulls:
         if name not in fill_null:
-            raise _null_error(name, nulls, where, f"Give fill_null={{{name!r}: value}}, or leave the column out with columns=[...].")
+            raise _null_error(
+                name,
+                nulls,
+                where,
+                f"Give fill_null={{{name!r}: value}}, or leave the column out with columns=[...].",
+            )
         array = array.fill_null(pa.scalar(fill_null[name], array.type))
     try:
         array = array.cast(_ARROW_TYPES[dtype])
     except pa.ArrowInvalid as error:
         raise ColumnError(
-            explain(f"column {name!r} ({where})", got=str(error), allowed=f"values that {dtype} can hold", fix="Give another type in dtypes.")
+            explain(
+                f"column {name!r} ({where})",
+                got=str(error),
+                allowed=f"values that {dtype} can hold",
+                fix="Give another type in dtypes.",
+            )
         ) from error
     if dtype == torch.bool:
         array = array.cast(pa.uint8())  # from bits to bytes
@@ -251,7 +276,9 @@ def _to_numpy(
 
 
 def _null_error(name: str, nulls: int, where: str, fix: str) -> ColumnError:
-    return ColumnError(explain(f"column {name!r}", got=f"{nulls:,} nulls in {where}", allowed="no nulls in a tensor", fix=fix))
+    return ColumnError(
+        explain(f"column {name!r}", got=f"{nulls:,} nulls in {where}", allowed="no nulls in a tensor", fix=fix)
+    )
 
 
 class Arena:
@@ -281,7 +308,10 @@ class Arena:
 
 
 def load_arena(
-    dataset: Dataset, layout: RecordLayout, device: torch.device, progress: Callable[[int, int], None] | None = None
+    dataset: Dataset,
+    layout: RecordLayout,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Arena:
     """Read every row once, in threads, and pack it to its place.
 
@@ -308,9 +338,17 @@ def load_arena(
         expected = class_starts[classes] + first_slots + dataset.group_class_counts(group)[1]
         if not np.array_equal(next_places[classes], expected):
             raise SourceError(
-                explain(where, got="other labels than when they were scanned", allowed="unchanged data", fix="Scan the labels again.")
+                explain(
+                    where,
+                    got="other labels than when they were scanned",
+                    allowed="unchanged data",
+                    fix="Scan the labels again.",
+                )
             )
-        extras = {"class_id": class_ids.astype(np.int64), "row": np.arange(len(table)) + groups.first_row[group]}
+        extras = {
+            "class_id": class_ids.astype(np.int64),
+            "row": np.arange(len(table)) + groups.first_row[group],
+        }
         arena.put(places, *layout.arrays(table, extras, where))
 
     columns = list(dict.fromkeys([*layout.columns, *dataset.label]))

@@ -94,7 +94,11 @@ class Cursor:
         epoch, batch = state["epoch"], state["batch"]
         if not (isinstance(epoch, int) and isinstance(batch, int) and epoch >= 0 and 0 <= batch < plan.n_batches):
             raise StateError(
-                explain("state", got=f"epoch {epoch!r}, batch {batch!r}", allowed=f"batches in [0, {plan.n_batches})")
+                explain(
+                    "state",
+                    got=f"epoch {epoch!r}, batch {batch!r}",
+                    allowed=f"batches in [0, {plan.n_batches})",
+                )
             )
         self.epoch, self.batch, self._begun = epoch, batch, False
         return state["seed"]
@@ -108,7 +112,11 @@ def ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """
     if (rank is None) != (world_size is None):
         raise ArgumentError(
-            explain("rank, world_size", got=f"{rank}, {world_size}", allowed="both, or neither to ask torch.distributed")
+            explain(
+                "rank, world_size",
+                got=f"{rank}, {world_size}",
+                allowed="both, or neither to ask torch.distributed",
+            )
         )
     if rank is None or world_size is None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -1,9 +1,9 @@
 """BalancedLoader: class-balanced batches, computed where they are used.
 
-    shards --source--> groups --labels--> class counts --plan--> BalancePlan
-          seed, epoch ------------------------------> order: position -> place     (pure, slices)
-          rank, world_size, batch_size, tail -------> split: which positions
-                                                        arena: places -> records -> batch on the device -> yield
+shards --source--> groups --labels--> class counts --plan--> BalancePlan
+      seed, epoch ------------------------------> order: position -> place     (pure, slices)
+      rank, world_size, batch_size, tail -------> split: which positions
+                                                    arena: places -> records -> batch on the device -> yield
 """
 
 from __future__ import annotations
@@ -296,8 +296,10 @@ def _memory_bytes(memory: int | str, device: torch.device) -> int:
         n_bytes = 0
     if n_bytes <= 0 or isinstance(memory, bool):
         raise ArgumentError(
-            explain("memory", got=repr(memory), allowed='bytes as an integer > 0, a string as "512MiB" or "4GiB", or "auto"')
+            explain(
+                "memory",
+                got=repr(memory),
+                allowed='bytes as an integer > 0, a string as "512MiB" or "4GiB", or "auto"',
+            )
         )
     return n_bytes
-
-

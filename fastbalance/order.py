@@ -56,8 +56,9 @@ class EpochOrder:
         self._drawn_before = plan.drawn_before(epoch)
         self._classes = self._put(_class_table(plan.class_counts))
         self._keys = self._put(
-            np.stack([dispatch.round_keys(seed, p) for p in (philox.SLOT_ROUND_KEYS, philox.STRATUM_ROUND_KEYS)])
-            .view(np.int32)  # words: torch knows few operations on uint32
+            np.stack([dispatch.round_keys(seed, p) for p in (philox.SLOT_ROUND_KEYS, philox.STRATUM_ROUND_KEYS)]).view(
+                np.int32
+            )  # words: torch knows few operations on uint32
         )
         self._class_rows = _as_class_rows(dataset_or_class_rows, plan, self.device)
 
@@ -68,7 +69,12 @@ class EpochOrder:
         """Rows of a half-open range of positions, int64 `[b - a]`."""
         if not isinstance(positions, slice):
             raise ArgumentError(
-                explain("order[...]", got=repr(positions), allowed="a slice [a:b] of positions", fix="Take order[p : p + 1].")
+                explain(
+                    "order[...]",
+                    got=repr(positions),
+                    allowed="a slice [a:b] of positions",
+                    fix="Take order[p : p + 1].",
+                )
             )
         start, stop, step = positions.indices(len(self))
         if step != 1:
@@ -83,7 +89,12 @@ class EpochOrder:
         """
         if self._class_rows is None:
             raise ArgumentError(
-                explain("EpochOrder", got="no class_rows", allowed="a Dataset or class_rows, to name rows", fix="Or call places().")
+                explain(
+                    "EpochOrder",
+                    got="no class_rows",
+                    allowed="a Dataset or class_rows, to name rows",
+                    fix="Or call places().",
+                )
             )
         return self._kernels.take(self._class_rows, places.reshape(-1)).view(places.shape)
 

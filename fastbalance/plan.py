@@ -35,6 +35,8 @@ class BalancePlan:
     """The label value of each class id."""
     balance: str
     """The balance that was asked for, in words."""
+    block_rows: int = BLOCK_ROWS
+    """Positions planned and computed together, about: whole batches, at least one."""
     tail_rows: int = field(init=False)
     """Rows of the last, short batch of an epoch; 0 where there is none."""
     block_batches: int = field(init=False)
@@ -48,9 +50,7 @@ class BalancePlan:
         full = epoch_rows // self.global_batch_rows
         object.__setattr__(self, "cumulative_quotas", cumulative)
         object.__setattr__(self, "tail_rows", epoch_rows % self.global_batch_rows)
-        object.__setattr__(
-            self, "block_batches", max(1, min(full, BLOCK_ROWS // self.global_batch_rows))
-        )
+        object.__setattr__(self, "block_batches", max(1, min(full, self.block_rows // self.global_batch_rows)))
         for array in (self.class_counts, self.quotas, cumulative):
             array.setflags(write=False)
 
@@ -159,7 +159,9 @@ class BalancePlan:
         lines = [header, *self.table()]
         widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
         body = "\n".join(
-            "  ".join([line[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:])]).rstrip()
+            "  ".join(
+                [line[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True)]
+            ).rstrip()
             for line in lines
         )
         tail = f", the last of {self.tail_rows:,} rows" if self.tail_rows else ""
@@ -177,6 +179,7 @@ def make_plan(
     *,
     classes: Sequence[object] | None = None,
     tail: Tail = "keep",
+    block_rows: int = BLOCK_ROWS,
 ) -> BalancePlan:
     """Turn class counts and a wanted balance into the integers of an epoch.
 
@@ -193,6 +196,8 @@ def make_plan(
         classes: Label value of each class id; None: the ids themselves.
         tail: "keep": a short last batch. "drop": none; those rows come first in the next epoch. "pad": filled with
             the first draws of the next epoch's pass.
+        block_rows: Positions planned and computed together. Every row of a class is drawn equally often, +-1, after
+            every block.
 
     Raises:
         PlanError: A class without rows, an epoch shorter than a batch, or a class whose share rounds to no draw.
@@ -205,7 +210,7 @@ def make_plan(
     n_rows = int(counts.sum())
     every_row_once = wanted == _balance.natural and epoch_rows is None
     if every_row_once and (tail == "keep" or n_rows % global_batch_size == 0):
-        return BalancePlan(counts, counts.copy(), global_batch_size, labels, str(wanted))
+        return BalancePlan(counts, counts.copy(), global_batch_size, labels, str(wanted), block_rows)
     weights = _integer_weights(wanted.weights(counts, labels))
     rows = _wanted_rows(counts, weights, epoch_rows)
     down = epoch_rows == "under" or (every_row_once and tail == "drop")
@@ -221,7 +226,7 @@ def make_plan(
         )
     quotas = _largest_remainder(batches * global_batch_size, weights)
     _check_quotas(quotas, weights, labels)
-    return BalancePlan(counts, quotas, global_batch_size, labels, str(wanted))
+    return BalancePlan(counts, quotas, global_batch_size, labels, str(wanted), block_rows)
 
 
 def _checked_counts(class_counts: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -253,9 +258,7 @@ def _check_arguments(n_classes: int, labels: tuple, epoch_rows: object, batch: o
     if len(labels) != n_classes:
         raise ArgumentError(explain("classes", got=f"{len(labels)} labels", allowed=f"{n_classes}, one for each class"))
     if not _is_int(batch) or not 1 <= batch <= MAX_BATCH_ROWS:  # type: ignore[operator]
-        raise ArgumentError(
-            explain("batch size", got=repr(batch), allowed=f"an integer in [1, {MAX_BATCH_ROWS:,}]")
-        )
+        raise ArgumentError(explain("batch size", got=repr(batch), allowed=f"an integer in [1, {MAX_BATCH_ROWS:,}]"))
     if tail not in ("keep", "drop", "pad"):
         raise ArgumentError(explain("tail", got=repr(tail), allowed='"keep", "drop" or "pad"'))
     named = epoch_rows is None or epoch_rows in ("over", "under")

@@ -41,7 +41,11 @@ class _Balanced:
         self.class_counts = np.bincount(class_ids)
         if len(self.classes) < 2:
             raise LabelError(
-                explain("labels", got=f"one class only, {self.classes[0]!r}", allowed="two classes or more: one has nothing to balance")
+                explain(
+                    "labels",
+                    got=f"one class only, {self.classes[0]!r}",
+                    allowed="two classes or more: one has nothing to balance",
+                )
             )
         starts = np.cumsum(self.class_counts) - self.class_counts
         dtype = np.uint32 if len(values) <= 1 << 32 else np.uint64

@@ -287,9 +287,7 @@ def _check_schemas(shards: list[Shard]) -> None:
     first = shards[0]
     want = dict(zip(first.schema.names, first.schema.types, strict=True))
     if len(want) < len(first.schema):
-        raise SourceError(
-            explain(first.name, got=f"columns {first.schema.names}", allowed="names that differ")
-        )
+        raise SourceError(explain(first.name, got=f"columns {first.schema.names}", allowed="names that differ"))
     for shard in shards[1:]:
         have = dict(zip(shard.schema.names, shard.schema.types, strict=True))
         for column in [] if have == want and len(have) == len(shard.schema) else [*want, *have]:
@@ -297,9 +295,7 @@ def _check_schemas(shards: list[Shard]) -> None:
                 got, allowed = have.get(column, "no such column"), want.get(column, "no such column")
                 fix = "Rewrite the shard with the schema of the first, or open the two kinds apart"
                 allowed = f"{allowed}, as in {first.name}"
-                raise SourceError(
-                    explain(f"{shard.name}, column {column!r}", got=got, allowed=allowed, fix=fix)
-                )
+                raise SourceError(explain(f"{shard.name}, column {column!r}", got=got, allowed=allowed, fix=fix))
 
 
 def _open_shard(filesystem: pafs.FileSystem, path: str) -> Shard:
@@ -315,9 +311,7 @@ def _open_shard(filesystem: pafs.FileSystem, path: str) -> Shard:
                     tail = file.read_at(footer_bytes, max(0, size - footer_bytes))
                 return _ParquetShard(filesystem, path, size, tail[-footer_bytes:])
         if head.startswith((b"PAR1", b"ARROW1")) and not tail.endswith(b"ARROW1"):
-            raise pa.ArrowInvalid(
-                "the beginning of a Parquet or Arrow file, but not its end: it is truncated"
-            )
+            raise pa.ArrowInvalid("the beginning of a Parquet or Arrow file, but not its end: it is truncated")
         mark = f"arrow {size} {filesystem.get_file_info(path).mtime_ns}"
         filesystem = _MAPPED if isinstance(filesystem, pafs.LocalFileSystem) else filesystem
         if tail.endswith(b"ARROW1"):
@@ -335,9 +329,7 @@ def _only(fields: list[int]) -> pa.ipc.IpcReadOptions:
 
 def _narrowest(schema: pa.Schema) -> list[int]:
     """The column that costs least to read, for counting rows: compressed batches decompress what is read."""
-    widths = [
-        getattr(kind, "bit_width", 2**31) if pa.types.is_primitive(kind) else 2**31 for kind in schema.types
-    ]
+    widths = [getattr(kind, "bit_width", 2**31) if pa.types.is_primitive(kind) else 2**31 for kind in schema.types]
     return [int(np.argmin(widths))] if widths else []
 
 
@@ -445,9 +437,7 @@ def _in_memory(source: Any) -> pa.Table | None:
     columns = {str(name): _column(str(name), values) for name, values in source.items()}
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise SourceError(
-            explain("source", got=f"columns of {lengths} rows", allowed="columns of one length")
-        )
+        raise SourceError(explain("source", got=f"columns of {lengths} rows", allowed="columns of one length"))
     return pa.table(columns)
 
 
@@ -466,9 +456,7 @@ def _hugging_face(source: Any) -> pa.Table:
 def _column(name: str, values: Any) -> Any:
     """One column of a dict as an Arrow array, sharing the memory of numbers."""
     if isinstance(values, torch.Tensor) and values.device.type != "cpu":
-        raise SourceError(
-            explain(f"column {name!r}", got=values.device, allowed="CPU tensors", fix="Call .cpu()")
-        )
+        raise SourceError(explain(f"column {name!r}", got=values.device, allowed="CPU tensors", fix="Call .cpu()"))
     try:
         values = values.detach().numpy() if isinstance(values, torch.Tensor) else values
         if not isinstance(values, np.ndarray):

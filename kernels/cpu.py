@@ -19,7 +19,17 @@ from .locate import CUMULATIVE, GRID, MAGIC, OFFSET, PASS, ROWS, SHIFT, START
 from .philox import SLOT_TWEAK, STRATUM_TWEAK
 from .threads import shared_out
 
-__all__ = ["bijection", "bijection_range", "drawn", "gather", "order_block", "round_keys", "take", "tweaks", "words"]
+__all__ = [
+    "bijection",
+    "bijection_range",
+    "drawn",
+    "gather",
+    "order_block",
+    "round_keys",
+    "take",
+    "tweaks",
+    "words",
+]
 
 # Not `parallel=True`: numba's thread layers abort the process after a fork, or when two threads enter.
 # Callers share out the work themselves (`threads.py`); these kernels only let go of the GIL.
@@ -246,9 +256,7 @@ def _tickets(ticket, size, low, high, block, work):
         run = min(size - done, n - i64(offset))
         if c < high:
             run = min(run, draws[CUMULATIVE, c + 1] - ticket - done)
-        t0, t1, _, _ = philox(
-            u32(c), u32(turn), u32(turn >> u64(32)), u32(SLOT_TWEAK), block.seed0, block.seed1
-        )
+        t0, t1, _, _ = philox(u32(c), u32(turn), u32(turn >> u64(32)), u32(SLOT_TWEAK), block.seed0, block.seed1)
         _permute_run(
             i64(offset), run, n, classes[GRID, c], classes[SHIFT, c], block.keys[0], t0, t1,
             lhs, rhs, places[done:], classes[START, c],
@@ -261,9 +269,7 @@ def _mixed_stratum(j, first, low, high, block, work, tile, column):
     """One column of the tile where the stratum holds several classes, and so is shuffled over the batches."""
     lhs, rhs, places, batches = work
     height, n_batches = tile.shape[0], block.n_batches
-    t0, t1, _, _ = philox(
-        u32(j), u32(block.number), u32(block.epoch), u32(STRATUM_TWEAK), block.seed0, block.seed1
-    )
+    t0, t1, _, _ = philox(u32(j), u32(block.number), u32(block.epoch), u32(STRATUM_TWEAK), block.seed0, block.seed1)
     if 8 * height < n_batches:  # a few batches of many: ask each for its ticket
         for b in range(height):
             inside = _permute(first + b, n_batches, block.grid, block.shift, block.keys[1], t0, t1)
@@ -272,9 +278,7 @@ def _mixed_stratum(j, first, low, high, block, work, tile, column):
         return
     for start in range(0, n_batches, _CHUNK):  # all tickets: ask each for its batch
         size = min(_CHUNK, n_batches - start)
-        _unpermute_run(
-            start, size, n_batches, block.grid, block.shift, block.keys[1], t0, t1, lhs, rhs, batches
-        )
+        _unpermute_run(start, size, n_batches, block.grid, block.shift, block.keys[1], t0, t1, lhs, rhs, batches)
         _tickets(j * n_batches + start, size, low, high, block, work)
         for q in range(size):
             b = u32(batches[q] - first)

@@ -132,9 +132,7 @@ def _pack(records, record_bytes, places, addresses, offsets, sizes):
                     _copy(target + places[k] * record_bytes, source + k * size, size)
 
 
-def pack(
-    records: torch.Tensor, places: np.ndarray, columns: Sequence[np.ndarray], offsets: Sequence[int]
-) -> None:
+def pack(records: torch.Tensor, places: np.ndarray, columns: Sequence[np.ndarray], offsets: Sequence[int]) -> None:
     """Write row k of every column into record `places[k]`.
 
     Args:

@@ -56,7 +56,21 @@ def _permute(x, n, a, r, keys, t0, t1):
 
 @cuda.jit
 def order_kernel(
-    out, first, column, width, classes, draws, strata, keys, n_batches, grid, shift, number, epoch, seed0, seed1
+    out,
+    first,
+    column,
+    width,
+    classes,
+    draws,
+    strata,
+    keys,
+    n_batches,
+    grid,
+    shift,
+    number,
+    epoch,
+    seed0,
+    seed1,
 ):
     """`out[p]`: the place at batch `first + p // width`, position `column + p % width` in the batch."""
     p = cuda.grid(1)
@@ -77,9 +91,7 @@ def order_kernel(
     n = u64(classes[ROWS, c])
     turn, offset = _divide(u64(draws[OFFSET, c] + ticket - cumulative[c]), n, u32(classes[MAGIC, c]))
     turn += u64(draws[PASS, c])
-    t0, t1, _, _ = philox(
-        u32(c), u32(turn), u32(turn >> u64(32)), u32(SLOT_TWEAK), u32(seed0), u32(seed1)
-    )
+    t0, t1, _, _ = philox(u32(c), u32(turn), u32(turn >> u64(32)), u32(SLOT_TWEAK), u32(seed0), u32(seed1))
     slot = _permute(offset, n, u32(classes[GRID, c]), u32(classes[SHIFT, c]), keys[0], t0, t1)
     out[p] = classes[START, c] + i64(slot)
 

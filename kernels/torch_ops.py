@@ -73,7 +73,8 @@ def order_block(out: torch.Tensor, first: int, column: int, block: Block) -> Non
     if _is_any(low < high):
         t0, t1, _, _ = philox(j, block.number, block.epoch, STRATUM_TWEAK, block.seed0, block.seed1)
         sizes = [torch.full_like(j, value) for value in (block.n_batches, block.grid, block.shift)]
-        shuffled = _permute(b, *(size.expand_as(b) for size in sizes), block.keys[1].to(torch.int64), t0, t1)
+        n, a, r = (size.expand_as(b) for size in sizes)
+        shuffled = _permute(b, n, a, r, block.keys[1].to(torch.int64), t0, t1)
         inside = torch.where(low < high, shuffled, b)
     ticket = j * block.n_batches + inside
     c = torch.searchsorted(cumulative, ticket, right=True) - 1
@@ -82,9 +83,7 @@ def order_block(out: torch.Tensor, first: int, column: int, block: Block) -> Non
     turn, offset = _find.divide(block.draws[OFFSET][c] + k, n, block.classes[MAGIC][c])
     turn = turn + block.draws[PASS][c]
     t0, t1, _, _ = philox(c, _word(turn), turn >> 32, SLOT_TWEAK, block.seed0, block.seed1)
-    slot = _permute(
-        offset, n, block.classes[GRID][c], block.classes[SHIFT][c], block.keys[0].to(torch.int64), t0, t1
-    )
+    slot = _permute(offset, n, block.classes[GRID][c], block.classes[SHIFT][c], block.keys[0].to(torch.int64), t0, t1)
     out.copy_(block.classes[START][c] + slot)
 
 

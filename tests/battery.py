@@ -1,9 +1,9 @@
 """A battery of statistical tests for families of permutations, and the controls that it must reject.
 
-A `Sampler` gives the images of positions under a numbered sequence of permutations; `FAMILIES` says what a number
-means in the order of docs/order.md (a seed, a pass, a class, ..), so that neighbouring numbers are exactly the
-permutations that must not resemble each other. Every test takes arrays and returns one p-value; `whole` and `sampled` run
-all that apply to a sampler, and `holm` corrects for the number of tests run.
+A `Sampler` gives the images of positions under a numbered sequence of permutations; `FAMILIES` says what a
+number means in the order of docs/order.md (a seed, a pass, a class, ..), so that neighbouring numbers are exactly
+the permutations that must not resemble each other. Every test takes arrays and returns one p-value; `whole` and
+`sampled` run all that apply to a sampler, and `holm` corrects for the number of tests run.
 
 Chi-square tests are two-sided: a fit that is too good to be random is rejected too.
 """
@@ -33,7 +33,7 @@ FAMILIES: dict[str, Callable[[int], tuple[int, tuple[int, int, int], int, int]]]
     "strata": lambda k: (SEED, (k, 0, 0), STRATUM_TWEAK, STRATUM_KEYS),
     "epochs": lambda k: (SEED, (0, 0, k), STRATUM_TWEAK, STRATUM_KEYS),
 }
-"""What a number addresses: number -> (seed, first three counter words, purpose of the tweak, purpose of the keys)."""
+"""number -> (seed, first three counter words, purpose of the tweak, purpose of the keys)."""
 
 
 # Tests of permutations [k, n], each row one uniform permutation under the hypothesis.
@@ -52,9 +52,8 @@ def spread(perms: Ints, bins: int = 32) -> float:
     """Chi-square of the table (bin of the element) x (bin of its place), summed over the permutations."""
     k, n = perms.shape
     size, cells = bin_sizes(n, bins), min(n, bins)
-    table = np.bincount(
-        (bin_of(np.arange(n), n, bins) * cells + bin_of(perms, n, bins)).ravel(), minlength=cells**2
-    )
+    cell = bin_of(np.arange(n), n, bins) * cells + bin_of(perms, n, bins)
+    table = np.bincount(cell.ravel(), minlength=cells**2)
     expected = k * np.outer(size, size).ravel() / n
     statistic = ((table - expected) ** 2 / expected).sum() * (n - 1) / n
     return two_sided(statistic, (cells - 1) ** 2)
@@ -64,28 +63,26 @@ def pair(perms: Ints, first: int = 0, second: int = 1, bins: int = 16) -> float:
     """Chi-square of the joint place of two elements."""
     k, n = perms.shape
     size, cells = bin_sizes(n, bins), min(n, bins)
-    table = np.bincount(
-        bin_of(perms[:, first], n, bins) * cells + bin_of(perms[:, second], n, bins), minlength=cells**2
-    )
+    cell = bin_of(perms[:, first], n, bins) * cells + bin_of(perms[:, second], n, bins)
+    table = np.bincount(cell, minlength=cells**2)
     expected = k * (np.outer(size, size) - np.diag(size)).ravel() / (n * (n - 1))
     possible = expected > 0
     return chi_square(table[possible], expected[possible])
 
 
 def step(perms: Ints, bins: int = 64) -> float:
-    """Chi-square of the distance between the places of two neighbours, one pair of neighbours a permutation."""
+    """Chi-square of the distance between the places of two neighbours, one pair a permutation."""
     k, n = perms.shape
     at = np.arange(k)
     return distances(perms[at, at % n], perms[at, (at + 1) % n], n, bins)
 
 
 def fixed_points(perms: Ints) -> float:
-    """Chi-square of the number of fixed points: the rencontres distribution, Poisson(1) for all but small n."""
+    """Chi-square of the number of fixed points: Poisson(1) for all but small n."""
     k, n = perms.shape
     found = (perms == np.arange(n)).sum(axis=1)
-    chance = np.array(
-        [sum((-1) ** i / factorial(i) for i in range(n - f + 1)) / factorial(f) for f in range(4)]
-    )
+    deranged = [sum((-1) ** i / factorial(i) for i in range(n - f + 1)) for f in range(4)]
+    chance = np.array([share / factorial(f) for f, share in enumerate(deranged)])
     chance = np.append(chance, 1 - chance.sum())
     possible = chance > 1e-9
     return chi_square(np.bincount(np.minimum(found, 4), minlength=5)[possible], k * chance[possible])
@@ -123,20 +120,18 @@ def parity(perms: Ints) -> float:
 
 
 def distances(first: Ints, second: Ints, n: int, bins: int = 64) -> float:
-    """Chi-square of (second - first) mod n over bins, for images of different positions under one permutation."""
+    """Chi-square of (second - first) mod n, for images of different positions under one permutation."""
     distance = (second - first) % n - 1
     size = bin_sizes(n - 1, bins)
-    return chi_square(
-        np.bincount(bin_of(distance, n - 1, bins), minlength=size.size), distance.size * size / (n - 1)
-    )
+    table = np.bincount(bin_of(distance, n - 1, bins), minlength=size.size)
+    return chi_square(table, distance.size * size / (n - 1))
 
 
 def shifts(first: Ints, second: Ints, n: int, bins: int = 64) -> float:
-    """Chi-square of (second - first) mod n over bins, for images of one position under different permutations."""
+    """Chi-square of (second - first) mod n, for images of one position under two permutations."""
     shift = (second - first) % n
-    return chi_square(
-        np.bincount(bin_of(shift, n, bins), minlength=bins), shift.size * bin_sizes(n, bins) / n
-    )
+    table = np.bincount(bin_of(shift, n, bins), minlength=bins)
+    return chi_square(table, shift.size * bin_sizes(n, bins) / n)
 
 
 def joint(first: Ints, second: Ints, n: int, bins: int = 16) -> float:
@@ -157,14 +152,14 @@ def avalanche(sampler: Sampler, bits: int, number: int, positions: Ints) -> floa
     return two_sided(statistic, bits**2)
 
 
-# Tests of who meets whom in a batch: `batch[e, row]` is the batch, of equal size, that a row is in, in epoch e.
+# Tests of who meets whom: `batch[e, row]` is the batch of a row in epoch e. Batches are of equal size.
 
 
 def meetings(batch: Ints) -> float:
     """Any two rows of a class meet equally often.
 
-    The counts of the pairs have covariance 0 on the space of row sums, as every row meets the same number of rows, and by
-    symmetry one variance on its complement, of dimension n(n-3)/2.
+    Every row meets the same number of rows, so the counts of the pairs do not vary on the space of row sums; by
+    symmetry they have one variance on its complement, of dimension n(n-3)/2.
     """
     epochs, n = batch.shape
     first, second = np.triu_indices(n, 1)
@@ -189,7 +184,7 @@ WHOLE = (spread, pair, step, fixed_points, ascents, displacement, cycles, parity
 
 
 def whole(sampler: Sampler, n: int, k: int) -> dict[str, float]:
-    """p-values of `k` whole permutations, and of the quotients of neighbours, which are uniform if these are independent."""
+    """p-values of `k` whole permutations and of the quotients of neighbours, uniform if these are independent."""
     perms = sampler(np.arange(n), n, np.arange(k))
     tests = (every_order, *WHOLE) if n <= 6 else WHOLE
     found = {test.__name__: test(perms) for test in tests}
@@ -197,7 +192,7 @@ def whole(sampler: Sampler, n: int, k: int) -> dict[str, float]:
 
 
 def sampled(sampler: Sampler, n: int, m: int, number: int = 0) -> dict[str, float]:
-    """p-values of about `m` positions of large n, strided and random, under one permutation and its successor."""
+    """p-values of about `m` positions of large n, strided and random, of one permutation and its successor."""
     numbers, rng = np.array([number, number + 1]), np.random.default_rng(n)
     grid = 1 << n.bit_length() // 2
     found = {}
@@ -350,7 +345,7 @@ def frozen(sampler: Sampler) -> Sampler:
 
 
 def odd_grid(x: Ints, n: int, numbers: Ints) -> Ints:
-    """Control: additions on a grid of odd x odd cells: even permutations only. n is the square of an odd number."""
+    """Control: additions on a grid of odd x odd cells, even permutations only; n is an odd square."""
     side = round(n**0.5)
     rows = []
     for number in numbers.tolist():

@@ -97,9 +97,16 @@ def place_at(
 
     b, i = divmod(position - x, rows)
     j = (i * golden(rows)) % rows
-    mixed = tweak(j, block, epoch, STRATUM_TWEAK, seed)
-    t = j * m + bijection(b, m, round_keys(seed, STRATUM_KEYS), *mixed)
-    c = max(c for c, quota in enumerate(quota_m) if cumulative[c] <= t and quota > 0)
+
+    def class_of(ticket: int) -> int:
+        return max(c for c, quota in enumerate(quota_m) if cumulative[c] <= ticket and quota > 0)
+
+    inside = b
+    if class_of(j * m) != class_of(j * m + m - 1):
+        mixed = tweak(j, block, epoch, STRATUM_TWEAK, seed)
+        inside = bijection(b, m, round_keys(seed, STRATUM_KEYS), *mixed)
+    t = j * m + inside
+    c = class_of(t)
     d = epoch * quotas[c] + before[c] + t - cumulative[c]
     pass_number, offset = divmod(d, class_counts[c])
     mixed = tweak(c, pass_number % WORD, pass_number // WORD, SLOT_TWEAK, seed)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
-import battery
 import numpy as np
-import oracle
 import pytest
-from battery import FAMILIES, Ints, Sampler
 
-SMALL = (*range(2, 7), 7, 16, 17, 20, 31, 32, 33, 63, 64, 65, 100, 255, 256, 257, 1000, 1023, 1024, 1025)
-MIDDLE = (4095, 4096, 4097, 10_007)
+from . import battery, oracle
+from .battery import FAMILIES, Ints, Sampler
+
+SMALL = (*range(2, 8), 16, 17, 20, 31, 32, 33, 64, 100, 255, 256, 257)
+MIDDLE = (63, 65, 1000, 1023, 1024, 1025, 4095, 4096, 4097, 10_007)
 LARGE = (2**16 + 1, 10**6, 2**20, 2**32 - 1, 2**32, 2**32 + 1, 2**48 - 1, 2**48, 2**48 + 1)
 
 
@@ -41,13 +41,9 @@ def uniform(x: Ints, n: int, numbers: Ints) -> Ints:
     return np.stack([rng.permutation(n)[x] for _ in numbers])
 
 
-def p_values_of_whole(sampler: Sampler, sizes: tuple[int, ...], values: int) -> dict[tuple, float]:
-    """p-values of so many permutations of each size that about `values` images are drawn."""
-    return {
-        (n, name): p
-        for n in sizes
-        for name, p in battery.whole(sampler, n, max(values // n, 2) // 2 * 2).items()
-    }
+def p_values_of_whole(sampler: Sampler, sizes: tuple[int, ...], images: int) -> dict[tuple, float]:
+    """p-values of permutations of each size: as many as have `images` images, at most `images` / 16."""
+    return {(n, name): p for n in sizes for name, p in battery.whole(sampler, n, images // max(n, 16) // 2 * 2).items()}
 
 
 def p_values_of_sampled(sampler: Sampler, sizes: tuple[int, ...], m: int, numbers: int) -> dict[tuple, float]:
@@ -68,15 +64,13 @@ def is_parity(name: tuple) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_permutations_look_uniform(bijection_of: Callable[[str], Sampler], family: str) -> None:
-    p_values = p_values_of_whole(bijection_of(family), SMALL, 2**16)
+    p_values = p_values_of_whole(bijection_of(family), SMALL, 2**15)
     assert not battery.holm({name: p for name, p in p_values.items() if not is_parity(name)})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a grid with an odd number of columns gives permutations of one parity"
-)
+@pytest.mark.xfail(strict=True, reason="an odd `a` gives permutations of one parity")
 def test_half_of_the_permutations_are_odd(bijection_of: Callable[[str], Sampler]) -> None:
-    p_values = p_values_of_whole(bijection_of("passes"), SMALL, 2**16)
+    p_values = p_values_of_whole(bijection_of("passes"), (17, 20, 100, 257), 2**15)
     assert not battery.holm({name: p for name, p in p_values.items() if is_parity(name)})
 
 
@@ -87,9 +81,7 @@ def test_sampled_positions_look_uniform(bijection_of: Callable[[str], Sampler], 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_many_permutations_and_positions_look_uniform(
-    bijection_of: Callable[[str], Sampler], family: str
-) -> None:
+def test_many_images_look_uniform(bijection_of: Callable[[str], Sampler], family: str) -> None:
     sampler = bijection_of(family)
     p_values = p_values_of_whole(sampler, SMALL + MIDDLE, 2**19)
     p_values |= p_values_of_sampled(sampler, LARGE[1:], 2**15, 2)
@@ -147,7 +139,7 @@ def test_numpy_network_is_the_bijection_of_the_contract(family: str, n: int) -> 
 
 
 def test_uniform_shuffles_pass() -> None:
-    assert not battery.holm(p_values_of_whole(uniform, SMALL, 2**16))
+    assert not battery.holm(p_values_of_whole(uniform, SMALL, 2**15))
     assert not battery.holm(p_values_of_sampled(uniform, (2**16 + 1, 2**17), 2**11, 1))
 
 
@@ -159,11 +151,11 @@ HALF_GROWN = battery.network("passes", rounds=2)
     [
         ("every_order", battery.affine, 6),
         ("spread", HALF_GROWN, 17),
-        ("pair", battery.affine, 17),
+        ("pair", battery.affine, 16),
         ("step", HALF_GROWN, 17),
         ("fixed_points", battery.affine, 100),
         ("ascents", battery.affine, 100),
-        ("displacement", battery.rotation, 100),
+        ("displacement", HALF_GROWN, 33),
         ("cycles", battery.affine, 100),
         ("parity", battery.odd_grid, 49),
         *((f"{test.__name__} of quotients", battery.rotation, 100) for test in battery.WHOLE),

@@ -128,9 +128,7 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path):
 def test_fingerprints_of_times(kind):
     one_day = 86_400_000 if pa.types.is_date64(kind) else 1
     times = pa.array([0, one_day], pa.int32() if kind.bit_width == 32 else pa.int64()).view(kind)
-    marks = [
-        Dataset.open({"y": times.take(pa.array(rows))}, "y").fingerprint for rows in ([0, 1, 1], [0, 0, 1])
-    ]
+    marks = [Dataset.open({"y": times.take(pa.array(rows))}, "y").fingerprint for rows in ([0, 1, 1], [0, 0, 1])]
     assert marks[0] != marks[1]
     assert marks[0] == Dataset.open({"y": times.take(pa.array([1, 0, 1]))}, "y").fingerprint
 

@@ -107,9 +107,7 @@ def test_one_file(tmp_path):
 def test_it_is_an_arrow_file_and_the_same_every_time(saved, data, tmp_path):
     with pa.ipc.open_file(saved) as reader:
         assert reader.schema.metadata[b"fastbalance_index"] == b"1"
-        assert reader.get_batch(0).column("shard_names").to_pylist() == [
-            ["a.parquet", "b/c.parquet", "d.parquet"]
-        ]
+        assert reader.get_batch(0).column("shard_names").to_pylist() == [["a.parquet", "b/c.parquet", "d.parquet"]]
     source = open_source(data)
     save_index(tmp_path / "again", source, scan_labels(source, "y"))
     assert (tmp_path / "again").read_bytes() == saved.read_bytes()
@@ -168,9 +166,7 @@ def test_another_version(saved, data, monkeypatch, tmp_path):
 
 
 def test_another_label(saved, data):
-    assert (
-        message(saved, data, "z") == f"{saved}: got an index of the label ['y']; allowed: label ['z']. {FIX}"
-    )
+    assert message(saved, data, "z") == f"{saved}: got an index of the label ['y']; allowed: label ['z']. {FIX}"
     assert "allowed: label ['y', 'z']" in message(saved, data, ["y", "z"])
 
 

@@ -115,6 +115,7 @@ def test_the_small_and_the_large_ways_agree(monkeypatch):
     ]
     check(groups, [pa.int16(), pa.bool_()])
     monkeypatch.setattr(labels_module, "_TABLE_SPAN", 0)
+    monkeypatch.setattr(labels_module, "_ENCODE_ROWS", 1000)
     check(groups, [pa.int16(), pa.bool_()])
 
 
@@ -124,9 +125,7 @@ def test_many_label_columns_do_not_overflow():
 
 
 def test_dictionaries_that_repeat_a_value_or_have_unused_ones():
-    column = pa.DictionaryArray.from_arrays(
-        pa.array([0, 1, 2, 1], pa.int8()), pa.array(["b", "a", "b", "never"])
-    )
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, 1], pa.int8()), pa.array(["b", "a", "b", "never"]))
     scan = scan_labels(open_source(pa.table({"y": column})), "y")
     assert scan.classes == ["a", "b"]
     assert scan.class_counts.tolist() == [2, 2]
@@ -164,18 +163,12 @@ def message(table, label, **options):
 
 def test_messages_about_names():
     table = pa.table({"other": [1], "label_id": [1], "x": [1]})
-    assert (
-        message(table, "label") == "label: got no column 'label'; allowed: one of ['label_id', 'other', 'x']."
-    )
+    assert message(table, "label") == "label: got no column 'label'; allowed: one of ['label_id', 'other', 'x']."
     for label in ([], ["x", "x"], [3]):
-        assert (
-            message(table, label) == f"label: got {label!r}; allowed: a column name, or several that differ."
-        )
+        assert message(table, label) == f"label: got {label!r}; allowed: a column name, or several that differ."
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.float16(), pa.float32(), pa.float64(), pa.dictionary(pa.int8(), pa.float64())]
-)
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64(), pa.dictionary(pa.int8(), pa.float64())])
 def test_floats_are_refused(kind):
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     column = pa.array(np.array([1.0, 2.0], plain.to_pandas_dtype()))
@@ -222,9 +215,7 @@ def test_too_few_and_too_many_classes():
         "label column 'y': got one class, 'a'; allowed: two or more classes. "
         "There is nothing to balance; is it the right column?"
     )
-    assert "label columns 'y', 'z': got one class, (1, 2)" in message(
-        pa.table({"y": [1], "z": [2]}), ["y", "z"]
-    )
+    assert "label columns 'y', 'z': got one class, (1, 2)" in message(pa.table({"y": [1], "z": [2]}), ["y", "z"])
     text = message(pa.table({"y": range(11)}), "y", max_classes=10)
     fix = "Is it a column of row ids? If not, raise max_classes"
     assert text == f"label column 'y': got more than 10 classes; allowed: max_classes=10. {fix}"
@@ -262,9 +253,7 @@ def test_values_that_the_scan_did_not_see(kind, seen, other):
     with pytest.raises(SourceError) as caught:
         encoder.encode(changed.read_group(0, names))
     fix = "A shard has changed since: scan the labels again"
-    assert (
-        str(caught.value) == f"label column 'c0': got the value {other!r}; allowed: what the scan saw. {fix}"
-    )
+    assert str(caught.value) == f"label column 'c0': got the value {other!r}; allowed: what the scan saw. {fix}"
 
 
 def test_pairs_that_the_scan_did_not_see():

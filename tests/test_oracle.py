@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise, product
 from math import ceil, gcd, log2
 
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from . import oracle
 
 TWEAKS = [(0, 0), (0xFFFFFFFF, 0xFFFFFFFF), (0x9E3779B9, 1), (2, 0x80000000)]
 KEYS = oracle.round_keys(7, oracle.SLOT_KEYS)
@@ -24,10 +26,7 @@ KEYS = oracle.round_keys(7, oracle.SLOT_KEYS)
     ],
 )
 def test_philox_gives_the_known_answers_of_random123(counter: str, key: str, words: str) -> None:
-    counter_words, key_words, expected = (
-        tuple(int(w, 16) for w in text.split()) for text in (counter, key, words)
-    )
-    assert oracle.philox4x32_10(counter_words, key_words) == expected
+    assert oracle.philox4x32_10(from_hex(counter), from_hex(key)) == from_hex(words)
 
 
 def test_keys_and_tweaks_are_the_words_of_their_counters() -> None:
@@ -52,6 +51,10 @@ def test_inverse_undoes_the_bijection_at_powers_of_two(bits: int) -> None:
             y = oracle.bijection(x, n, KEYS, *TWEAKS[bits % 4])
             assert 0 <= y < n
             assert oracle.bijection(y, n, KEYS, *TWEAKS[bits % 4], forward=False) == x
+
+
+def from_hex(text: str) -> tuple[int, ...]:
+    return tuple(int(word, 16) for word in text.split())
 
 
 quotas_of_classes = st.lists(st.integers(0, 50), min_size=1, max_size=60).map(tuple)
@@ -118,7 +121,7 @@ def test_quotas_are_exact_and_use_is_even_after_every_block(plan: Plan, seed: in
         for position, place in enumerate(places):
             used[place] += 1
             if position + 1 in ends:
-                for start, end in zip(starts[:-1], starts[1:], strict=True):
+                for start, end in pairwise(starts):
                     assert np.ptp(used[start:end]) <= 1
         delivered = np.add.reduceat(used, starts[:-1])
         assert delivered.tolist() == [quota * (epoch + 1) for quota in quotas]
@@ -157,9 +160,6 @@ def test_undersampling_covers_a_class_in_the_fewest_epochs(count: int, quota: in
 
 def test_each_argument_changes_the_order() -> None:
     counts, quotas = [30, 50], [40, 40]
-    orders = {
-        tuple(oracle.places(counts, quotas, 8, 80, seed, epoch))
-        for seed in (0, 1, 2**32)
-        for epoch in (0, 1, 2)
-    }
+    runs = product((0, 1, 2**32), (0, 1, 2))
+    orders = {tuple(oracle.places(counts, quotas, 8, 80, seed, epoch)) for seed, epoch in runs}
     assert len(orders) == 9

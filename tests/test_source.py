@@ -45,9 +45,7 @@ def write(path, table, kind="parquet", group_rows=3):
 
 def all_rows(source, columns=None):
     columns = source.schema.names if columns is None else columns
-    return [
-        row for group in range(len(source.groups)) for row in source.read_group(group, columns).to_pylist()
-    ]
+    return [row for group in range(len(source.groups)) for row in source.read_group(group, columns).to_pylist()]
 
 
 KINDS = ["parquet", "file", "lz4", "stream"]
@@ -220,9 +218,7 @@ def test_dict_of_arrays_shares_memory():
     image = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
     flag = torch.tensor([[True, False]] * 4)
     weight = torch.arange(4.0, requires_grad=True)
-    source = open_source(
-        {"image": image, "flag": flag, "w": weight, "y": np.array(["a", "b"] * 2), "l": [1, 2, 3, 4]}
-    )
+    source = open_source({"image": image, "flag": flag, "w": weight, "y": np.array(["a", "b"] * 2), "l": [1, 2, 3, 4]})
     rows = all_rows(source)
     assert [row["image"] for row in rows] == image.tolist()
     assert [row["flag"] for row in rows] == flag.tolist()
@@ -285,13 +281,9 @@ def test_messages_about_columns():
     text = message({"x": np.zeros(3), "y": np.zeros(2)})
     assert text == "source: got columns of {'x': 3, 'y': 2} rows; allowed: columns of one length."
     assert "column 'x': got Unsupported numpy type" in message({"x": np.zeros(3, np.complex64)})
-    assert "column 'x': got Got unsupported ScalarType BFloat16" in message(
-        {"x": torch.zeros(3, dtype=torch.bfloat16)}
-    )
+    assert "column 'x': got Got unsupported ScalarType BFloat16" in message({"x": torch.zeros(3, dtype=torch.bfloat16)})
     assert "column 'x': got shape (3, 0)" in message({"x": np.zeros((3, 0))})
-    assert "column 'x': got meta; allowed: CPU tensors. Call .cpu()" in message(
-        {"x": torch.zeros(3, device="meta")}
-    )
+    assert "column 'x': got meta; allowed: CPU tensors. Call .cpu()" in message({"x": torch.zeros(3, device="meta")})
     assert message({"x": []}) == "<table>: got no rows; allowed: at least one row."
     double = pa.table([pa.array([1]), pa.array([2])], ["x", "x"])
     assert message(double) == "<table>: got columns ['x', 'x']; allowed: names that differ."
@@ -329,10 +321,7 @@ def test_truncated_files_are_refused_when_opened(tmp_path, kind, part):
         return  # nothing but the mark at its end is missing
     text = message(tmp_path)
     assert text.startswith(f"{path}: got ")
-    assert (
-        f"allowed: {source_module.FORMATS}. Is it a data file? It may be missing, truncated or damaged"
-        in text
-    )
+    assert f"allowed: {source_module.FORMATS}. Is it a data file? It may be missing, truncated or damaged" in text
     if kind != "stream" and part:
         assert "it is truncated" in text
 
