@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastbalance.errors import LabelError, SourceError, explain
+from fastbalance.kernels import cpu_rows
 from fastbalance.source import Source
 
 LABEL_TYPES = "integers, bool, string, binary, dictionaries of those, date, time, timestamp, decimal"
@@ -285,9 +286,9 @@ def _count_codes(names: list[str], parts: list[_Codes]) -> _Count:
     for start in range(0, len(parts[0].numbers), _COUNT_ROWS):
         keys = np.zeros(1, np.int64)
         for numbers, first, values in parts:
-            offsets = _offsets(numbers[start : start + _COUNT_ROWS], first).astype(np.int64)
-            keys = keys * len(values) + offsets if len(parts) > 1 else offsets
-        counts += np.bincount(keys, minlength=len(counts))
+            offsets = _offsets(numbers[start : start + _COUNT_ROWS], first)
+            keys = keys * len(values) + offsets.astype(np.int64) if len(parts) > 1 else offsets
+        cpu_rows.count(keys, counts)
     present = np.flatnonzero(counts)
     digits = np.unravel_index(present, radices)
     columns = [part.values.take(pa.array(digit)) for part, digit in zip(parts, digits, strict=True)]

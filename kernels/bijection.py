@@ -94,17 +94,18 @@ def make(jit: Callable, u32: Callable, u64: Callable, where: Callable, is_any: C
         hi, lo = u64(t1), u64(t0)
         digits = zero
         picked = zero
-        for i in range(TINY_ROWS):
-            radix = where(n > i, u64(n) - u64(i), unit)
+        for index in range(TINY_ROWS):
+            i = u64(index)  # comparing it with a uint64 unwrapped would go through float64
+            radix = where(n > i, n - i, unit)
             low = lo * radix
             high = hi * radix + (low >> word_bits)
             digit = high >> word_bits
             hi, lo = u64(u32(high)), u64(u32(low))
-            digits = digits | (digit << (digit_bits * u64(i)))
+            digits = digits | (digit << (digit_bits * i))
             picked = where(x == i, digit, picked)
-        for j in range(TINY_ROWS):
-            i = TINY_ROWS - 1 - j
-            digit = (digits >> (digit_bits * u64(i))) & digit_mask
+        for index in range(TINY_ROWS):
+            i = u64(TINY_ROWS - 1 - index)
+            digit = (digits >> (digit_bits * i)) & digit_mask
             picked = where((i < x) & (digit <= picked), picked + unit, picked)
         return picked
 

@@ -273,7 +273,7 @@ def _mixed_stratum(j, first, low, high, block, work, tile, column):
     if 8 * height < n_batches:  # a few batches of many: ask each for its ticket
         for b in range(height):
             inside = _permute(first + b, n_batches, block.grid, block.shift, block.keys[1], t0, t1)
-            _tickets(j * n_batches + inside, 1, low, high, block, work)
+            _tickets(j * n_batches + inside, i64(1), low, high, block, work)
             tile[b, column] = places[0]
         return
     for start in range(0, n_batches, _CHUNK):  # all tickets: ask each for its batch
@@ -297,7 +297,7 @@ def _order_columns(out, start, stop, first, column, block):
         n_columns = min(_TILE, stop - left)
         for i in range(n_columns):
             j = i64(block.strata[column + left + i])
-            low = _last_class(cumulative, j * n_batches, 0, cumulative.size - 1)
+            low = _last_class(cumulative, j * n_batches, i64(0), cumulative.size - 1)
             high = _last_class(cumulative, j * n_batches + n_batches - 1, low, cumulative.size - 1)
             if low < high:
                 _mixed_stratum(j, first, low, high, block, work, tile, i)
@@ -305,8 +305,11 @@ def _order_columns(out, start, stop, first, column, block):
             for done in range(0, height, _CHUNK):
                 size = min(_CHUNK, height - done)
                 _tickets(j * n_batches + first + done, size, low, high, block, work)
-                tile[done : done + size, i] = work[2][:size]
-        out[:, left : left + n_columns] = tile[:, :n_columns]
+                for q in range(size):  # loops: assigning slices costs numba seconds to compile
+                    tile[done + q, i] = work[2][q]
+        for b in range(height):
+            for i in range(n_columns):
+                out[b, left + i] = tile[b, i]
 
 
 def order_block(out: torch.Tensor, first: int, column: int, block: _locate.Block) -> None:

@@ -169,3 +169,10 @@ def number_rows(class_ids: np.ndarray, next_slots: np.ndarray) -> np.ndarray:
     out = np.empty(len(class_ids), np.int64)
     _number(class_ids, next_slots, out)
     return out
+
+
+@_kernel
+def count(keys, counts):
+    """Add to `counts`, int64 `[n]`, how often each key in [0, n) comes. (numpy's bincount keeps the GIL.)"""
+    for k in range(keys.size):
+        counts[keys[k]] += 1
