@@ -86,8 +86,8 @@ class Cursor:
                 explain(
                     "state",
                     got=f"plan {state['plan']}",
-                    allowed=f"plan {plan.fingerprint} ({plan.balance}, global batch of {plan.global_batch_rows:,} rows, "
-                    f"epoch of {plan.epoch_rows:,})",
+                    allowed=f"plan {plan.fingerprint} ({plan.balance}, global batch of {plan.global_batch_rows:,} "
+                    f"rows, epoch of {plan.epoch_rows:,})",
                     fix="Balance, epoch_rows and the global batch (batch_size times world size) must be as they were.",
                 )
             )

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fastbalance.errors import SourceError, explain
-from fastbalance.index import load_index, save_index
-from fastbalance.labels import Encoder, LabelScan, scan_labels
-from fastbalance.source import Groups, Source, open_source
+from .encoder import Encoder
+from .errors import SourceError, explain
+from .index import load_index, save_index
+from .labels import LabelScan, scan_labels
+from .source import Groups, Source, open_source
 
 _SHOWN_CLASSES = 8
 

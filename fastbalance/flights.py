@@ -9,6 +9,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def write_shards(flights: Flights, folder: Path) -> list[Path]:
     table = pa.table({**columns, LABEL: split.y.numpy() > 0})
     ends = np.linspace(0, table.num_rows, _SHARDS + 1).astype(int).tolist()
     paths = []
-    for shard, (start, end) in enumerate(zip(ends, ends[1:])):
+    for shard, (start, end) in enumerate(pairwise(ends)):
         paths.append(folder / f"flights-{shard}.parquet")
         pq.write_table(table.slice(start, end - start), paths[-1], row_group_size=2000 + 1500 * shard)
     return paths

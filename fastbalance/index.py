@@ -19,9 +19,9 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 
-from fastbalance.errors import IndexFileError, explain
-from fastbalance.labels import LabelScan
-from fastbalance.source import Source
+from .errors import IndexFileError, explain
+from .labels import LabelScan
+from .source import Source
 
 VERSION = b"1"
 _NO_DIGEST = b"blake2b:" + b"0" * 64

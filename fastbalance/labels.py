@@ -1,6 +1,6 @@
 """The label columns -> classes, and how many rows of each class every group has.
 
-`scan_labels` reads the label columns once. `Encoder` maps their values to class ids from then on.
+`scan_labels` reads the label columns once; `encoder.Encoder` maps their values to class ids from then on.
 """
 
 from __future__ import annotations
@@ -14,18 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from fastbalance.errors import LabelError, SourceError, explain
-from fastbalance.kernels import cpu_rows
-from fastbalance.source import Source
+from .encoder import TABLE_SPAN, Encoder, numbers_of, offsets_from, shown, subject_of
+from .errors import LabelError, explain
+from .kernels import cpu_rows
+from .source import Source
 
 LABEL_TYPES = "integers, bool, string, binary, dictionaries of those, date, time, timestamp, decimal"
-# Temporary arrays of megabytes cost more in page faults than the work on them, so rows are counted and encoded in
-# blocks: encoding 2^20 rows of (bool, int8) takes 7 ms instead of 15.
-_COUNT_ROWS = 2**15
-_ENCODE_ROWS = 2**18
-_TABLE_SPAN = 2**16  # integers in a range up to this are counted and looked up in a table, not hashed
+_COUNT_ROWS = 2**15  # at a time: temporary arrays of megabytes cost more in page faults than the work on them
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,92 +49,6 @@ class LabelScan:
         """The label value of each class id; tuples where there are several label columns."""
         columns = [column.to_pylist() for column in self.values.columns]
         return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-
-
-class Encoder:
-    """Label values -> class ids.
-
-    Column by column: the value's rank in its column, and then the rank of (id so far, that rank) among the
-    pairs that occur. So no intermediate number exceeds n_classes squared, however many columns there are.
-    """
-
-    def __init__(self, values: pa.Table) -> None:
-        """Take the distinct label values, ascending, one row per class (`LabelScan.values`)."""
-        self.label = tuple(values.column_names)
-        # A look-up of values in an Arrow set hashes the whole set first, so blocks grow with the classes.
-        self._block_rows = max(_ENCODE_ROWS, 8 * len(values))
-        self._steps: list[tuple[_Ranks, int, _Ranks]] = []
-        ids = np.zeros(len(values), np.int64)
-        for column in values.columns:
-            distinct = pc.unique(column)
-            ranks = _Ranks(distinct.take(pc.sort_indices(distinct)))
-            seen, pair_ids = np.unique(ids * len(distinct) + ranks(column), return_inverse=True)
-            self._steps.append((ranks, len(distinct), _Ranks(pa.array(seen))))
-            ids = pair_ids
-
-    def encode(self, table: pa.Table) -> np.ndarray:
-        """Class ids of the rows of a table that has the label columns, int32 [n_rows].
-
-        Raises:
-            SourceError: A value is none of the classes.
-        """
-        ids = np.empty(len(table), np.int32)
-        for start in range(0, len(table), self._block_rows):
-            block = table.slice(start, self._block_rows)
-            ids[start : start + len(block)] = self._encode_block(block)
-        return ids
-
-    def _encode_block(self, table: pa.Table) -> np.ndarray:
-        ids: np.ndarray | None = None
-        for name, (ranks, radix, pairs) in zip(self.label, self._steps, strict=True):
-            codes = ranks(table.column(name))
-            self._check(codes, table)
-            if ids is None:
-                ids = codes  # of the first column every rank occurs, so ranks are ids: no second look-up
-                continue
-            ids = pairs(pa.chunked_array([ids.astype(np.int64) * radix + codes]))
-            self._check(ids, table)
-        assert ids is not None, "there is at least one label column"
-        return ids
-
-    def _check(self, ids: np.ndarray, table: pa.Table) -> None:
-        if ids.size and ids.min() < 0:
-            row = table.select(self.label).slice(int(np.argmin(ids)), 1).to_pylist()[0]
-            fix = "A shard has changed since: scan the labels again"
-            got = f"the value {_shown(row)}"
-            raise SourceError(explain(_subject(self.label), got=got, allowed="what the scan saw", fix=fix))
-
-
-class _Ranks:
-    """Ranks of values among sorted distinct ones; -1 for others and nulls."""
-
-    def __init__(self, values: pa.Array) -> None:
-        self._values = values
-        numbers = _numbers(values)
-        self._table: np.ndarray | None = None
-        if numbers is not None and len(numbers) and int(numbers[-1]) - int(numbers[0]) < _TABLE_SPAN:
-            self._first = numbers[:1]
-            self._table = np.full(int(numbers[-1]) - int(numbers[0]) + 1, -1, np.int32)
-            self._table[_offsets(numbers, self._first)] = np.arange(len(numbers), dtype=np.int32)
-
-    def __call__(self, column: pa.ChunkedArray) -> np.ndarray:
-        """Ranks of the values of a column, int32 [n_rows]."""
-        parts = [self._chunk(chunk) for chunk in column.chunks]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int32), *parts])
-
-    def _chunk(self, chunk: pa.Array) -> np.ndarray:
-        if pa.types.is_dictionary(chunk.type):
-            ranks = np.append(self._chunk(chunk.dictionary), np.int32(-1))
-            return ranks[chunk.indices.fill_null(len(ranks) - 1).to_numpy()]
-        numbers = _numbers(chunk)
-        if self._table is None or numbers is None:
-            found = pc.index_in(chunk.cast(self._values.type), value_set=self._values)
-            return found.fill_null(-1).to_numpy()
-        offsets = _offsets(numbers, self._first)
-        if offsets.size and offsets.max() >= len(self._table):
-            return np.append(self._table, np.int32(-1))[np.minimum(offsets, len(self._table)).astype(np.int64)]
-        # As uint64 they would be copied to int64 first: 2.0 ms instead of 0.8 for 2^20 rows.
-        return self._table.take(offsets.view(np.int64) if offsets.itemsize == 8 else offsets)
 
 
 def scan_labels(
@@ -217,8 +127,8 @@ class _Distinct:
         values = self._merge()
         if len(values) < 2:
             fix = "There is nothing to balance; is it the right column?"
-            got = f"one class, {_shown(values.to_pylist()[0])}"
-            raise LabelError(explain(_subject(self._names), got=got, allowed="two or more classes", fix=fix))
+            got = f"one class, {shown(values.to_pylist()[0])}"
+            raise LabelError(explain(subject_of(self._names), got=got, allowed="two or more classes", fix=fix))
         return values.sort_by([(name, "ascending") for name in self._names]).combine_chunks()
 
     def _merge(self) -> pa.Table:
@@ -226,7 +136,7 @@ class _Distinct:
         if len(merged) > self._max_classes:
             fix = "Is it a column of row ids? If not, raise max_classes"
             got, allowed = f"more than {self._max_classes} classes", f"max_classes={self._max_classes}"
-            raise LabelError(explain(_subject(self._names), got=got, allowed=allowed, fix=fix))
+            raise LabelError(explain(subject_of(self._names), got=got, allowed=allowed, fix=fix))
         self._tables, self._pending_rows = [merged], 0
         return merged
 
@@ -237,7 +147,7 @@ def _count(table: pa.Table) -> _Count:
     if table.schema.types == [pa.bool_()] and not table.column(0).null_count:
         return _count_bools(table)
     parts = [part for part in map(_small_codes, table.columns) if part]
-    if len(parts) == len(names) and math.prod(len(part.values) for part in parts) <= _TABLE_SPAN:
+    if len(parts) == len(names) and math.prod(len(part.values) for part in parts) <= TABLE_SPAN:
         return _count_codes(names, parts)
     # Groups of one shard may have different dictionaries, which group_by refuses.
     keys = [str(i) for i in range(len(names))]
@@ -271,8 +181,8 @@ def _small_codes(column: pa.ChunkedArray) -> _Codes | None:
     if pa.types.is_dictionary(chunk.type):
         numbers = chunk.indices.to_numpy()
         return _Codes(numbers, np.zeros(1, numbers.dtype), chunk.dictionary.cast(_value_type(chunk.type)))
-    numbers = _numbers(chunk)
-    if numbers is None or int(numbers.max()) - int(numbers.min()) >= _TABLE_SPAN:
+    numbers = numbers_of(chunk)
+    if numbers is None or int(numbers.max()) - int(numbers.min()) >= TABLE_SPAN:
         return None
     first = numbers.min(keepdims=True)
     values = pa.array(np.arange(int(numbers.max()) - int(first[0]) + 1).astype(numbers.dtype) + first)
@@ -286,31 +196,13 @@ def _count_codes(names: list[str], parts: list[_Codes]) -> _Count:
     for start in range(0, len(parts[0].numbers), _COUNT_ROWS):
         keys = np.zeros(1, np.int64)
         for numbers, first, values in parts:
-            offsets = _offsets(numbers[start : start + _COUNT_ROWS], first)
+            offsets = offsets_from(numbers[start : start + _COUNT_ROWS], first)
             keys = keys * len(values) + offsets.astype(np.int64) if len(parts) > 1 else offsets
         cpu_rows.count(keys, counts)
     present = np.flatnonzero(counts)
     digits = np.unravel_index(present, radices)
     columns = [part.values.take(pa.array(digit)) for part, digit in zip(parts, digits, strict=True)]
     return _Count(pa.table(columns, names), counts[present])
-
-
-def _numbers(chunk: pa.Array) -> np.ndarray | None:
-    """Integers behind bools, integers, dates and times; None for other types, and where there are nulls."""
-    kind = chunk.type
-    if chunk.null_count:
-        return None
-    if pa.types.is_boolean(kind):
-        return chunk.cast(pa.uint8()).to_numpy()
-    if pa.types.is_temporal(kind):
-        return chunk.view(pa.int32() if kind.bit_width == 32 else pa.int64()).to_numpy()
-    return chunk.to_numpy() if pa.types.is_integer(kind) else None
-
-
-def _offsets(numbers: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """`numbers - first` as unsigned integers of that width: exact, where signed ones could overflow."""
-    unsigned = f"u{numbers.itemsize}"
-    return numbers.view(unsigned) - first.view(unsigned)
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
@@ -340,13 +232,13 @@ def _check_column(source: Source, name: str) -> None:
     kind = _value_type(source.schema.field(name).type)
     if pa.types.is_floating(kind):
         fix = "Cast it to an integer if its values are whole numbers, else sort them into bins"
-        raise LabelError(explain(_subject((name,)), got=kind, allowed=LABEL_TYPES, fix=fix))
+        raise LabelError(explain(subject_of((name,)), got=kind, allowed=LABEL_TYPES, fix=fix))
     exact = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_fixed_size_binary)
     text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
     times = (pa.types.is_date, pa.types.is_time, pa.types.is_timestamp)
     if not any(is_type(kind) for is_type in (*exact, *text, *times)):
         fix = "Name another column, or make a column of class numbers or names out of it"
-        raise LabelError(explain(_subject((name,)), got=kind, allowed=LABEL_TYPES, fix=fix))
+        raise LabelError(explain(subject_of((name,)), got=kind, allowed=LABEL_TYPES, fix=fix))
 
 
 def _check_nulls(source: Source, total: _Count, groups: np.ndarray) -> None:
@@ -356,12 +248,4 @@ def _check_nulls(source: Source, total: _Count, groups: np.ndarray) -> None:
             shard = source.shards[source.groups.shard[groups[null][0]]].name
             fix = "Drop these rows, or give them a value of their own before"
             got = f"{total.rows[null].sum()} nulls, the first of them in {shard}"
-            raise LabelError(explain(_subject((name,)), got=got, allowed="labels without nulls", fix=fix))
-
-
-def _subject(names: Sequence[str]) -> str:
-    return f"label column{'s' if len(names) > 1 else ''} {', '.join(map(repr, names))}"
-
-
-def _shown(row: dict[str, Any]) -> str:
-    return repr(next(iter(row.values())) if len(row) == 1 else tuple(row.values()))
+            raise LabelError(explain(subject_of((name,)), got=got, allowed="labels without nulls", fix=fix))

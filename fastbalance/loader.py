@@ -18,12 +18,13 @@ import psutil
 import torch
 
 from . import balance as _balance
-from .arena import EXTRAS, Arena, load_arena, make_layout
+from .arena import Arena, load_arena
 from .cursor import Cursor, checked_seed, drawn_seed, ranks
 from .dataset import Dataset
 from .errors import ArgumentError, PlanError, explain
 from .order import EpochOrder
 from .plan import BalancePlan, Tail, make_plan
+from .records import EXTRAS, make_layout
 from .split import block_of, check_ranks, rank_places
 from .stats import LoaderStats, Meter
 
@@ -41,17 +42,17 @@ class BalancedLoader:
     nothing is left out for good, and copies of a row are a whole pass apart.
 
     Args:
-        source: Path, glob, directory, URI, list of them; `pa.Table`, dict of arrays or tensors, `datasets.Dataset`; or a
-            `fastbalance.Dataset`.
-        label: Column whose values are the classes, or several columns: one class for each distinct tuple. None only for a
-            `Dataset`, which knows its label.
+        source: Path, glob, directory, URI, list of them; `pa.Table`, dict of arrays or tensors, `datasets.Dataset`; or
+            a `fastbalance.Dataset`.
+        label: Column whose values are the classes, or several columns: one class for each distinct tuple. None only for
+            a `Dataset`, which knows its label.
         batch_size: Rows for each rank and batch. The global batch is `batch_size * world_size`.
         columns: Names, or `{tensor: column or columns}`: several columns become one `[B, n]` matrix. None: every column
             that can be a tensor.
         balance: "natural", "uniform", "sqrt", or a value of `fastbalance.balance`.
         epoch_rows: Rows of an epoch over all ranks; None: as many as the data has; "over", "under": see `make_plan`.
-        seed: In [0, 2^64). None: drawn from torch's global generator at the first iteration (ranks must then agree on it
-            through `torch.manual_seed`).
+        seed: In [0, 2^64). None: drawn from torch's global generator at the first iteration (ranks must then agree on
+            it through `torch.manual_seed`).
         device: None: "cuda" where there is one, else "cpu".
         memory: What the rows may occupy on the device: bytes, "4GiB", or "auto" (80 % of what is free).
         rank, world_size: None: asked of torch.distributed at the first use, else 0 and 1.

@@ -118,8 +118,8 @@ class _Balanced:
 class BalancedBatchSampler(_Balanced, Sampler[list[int]]):
     """Balanced batches of row numbers: `DataLoader(data, batch_sampler=BalancedBatchSampler(labels, 256))`.
 
-    Every batch has each class's share within 2 rows. It takes no 2^24 limit, stores 4 bytes a row, and shares its batches
-    out over ranks, where `WeightedRandomSampler` knows none.
+    Every batch has each class's share within 2 rows. It has no limit of 2^24 rows, stores 4 bytes a row, and shares its
+    batches out over ranks, which `WeightedRandomSampler` does not know.
 
     Args:
         labels: The class of each row: array, tensor or sequence of integers, bools or strings, `[n_rows]`.

@@ -83,8 +83,8 @@ def test_sampled_positions_look_uniform(bijection_of: Callable[[str], Sampler], 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_many_images_look_uniform(bijection_of: Callable[[str], Sampler], family: str) -> None:
     sampler = bijection_of(family)
-    p_values = p_values_of_whole(sampler, SMALL + MIDDLE, 2**19)
-    p_values |= p_values_of_sampled(sampler, LARGE[1:], 2**15, 2)
+    p_values = p_values_of_whole(sampler, SMALL + MIDDLE, 2**17)
+    p_values |= p_values_of_sampled(sampler, LARGE[1:], 2**14, 2)
     assert not battery.holm({name: p for name, p in p_values.items() if not is_parity(name)})
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-
 from fastbalance.kernels import cpu, cpu_rows, torch_ops
 from fastbalance.kernels.philox import SLOT_ROUND_KEYS, SLOT_TWEAK
 from fastbalance.kernels.threads import shared_out
+from hypothesis import given
+from hypothesis import strategies as st
 
 from . import oracle
 

@@ -12,10 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastbalance import encoder as encoder_module
 from fastbalance import labels as labels_module
+from fastbalance.encoder import Encoder
 from fastbalance.errors import LabelError, SourceError
-from fastbalance.labels import Encoder, scan_labels
-from fastbalance.source import _join, _MemoryShard, open_source
+from fastbalance.labels import scan_labels
+from fastbalance.shards import MemoryShard
+from fastbalance.source import _join, open_source
 
 DAY = datetime.date(2024, 1, 1)
 TYPES = {
@@ -59,7 +62,7 @@ def source_of(groups, types, shards=1):
         batches.append(pa.record_batch(columns, names))
     cuts = np.linspace(0, len(batches), shards + 1).astype(int)
     parts = [batches[a:b] for a, b in pairwise(cuts)]
-    return _join([_MemoryShard(f"shard {i}", part, batches[0].schema) for i, part in enumerate(parts)]), names
+    return _join([MemoryShard(f"shard {i}", part, batches[0].schema) for i, part in enumerate(parts)]), names
 
 
 def check(groups, types, shards=1):
@@ -114,8 +117,9 @@ def test_the_small_and_the_large_ways_agree(monkeypatch):
         for n in (70_000, 1, 0, 500)
     ]
     check(groups, [pa.int16(), pa.bool_()])
-    monkeypatch.setattr(labels_module, "_TABLE_SPAN", 0)
-    monkeypatch.setattr(labels_module, "_ENCODE_ROWS", 1000)
+    for module in (labels_module, encoder_module):
+        monkeypatch.setattr(module, "TABLE_SPAN", 0)
+    monkeypatch.setattr(encoder_module, "_ENCODE_ROWS", 1000)
     check(groups, [pa.int16(), pa.bool_()])
 
 

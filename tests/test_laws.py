@@ -7,14 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from fastbalance.kernels import cpu, torch_ops
 from hypothesis import given
 from hypothesis import strategies as st
-from . import oracle
 
 from fastbalance import EpochOrder, make_plan
-from fastbalance.kernels import cpu, torch_ops
 from fastbalance.plan import BalancePlan
 from fastbalance.split import block_of, rank_places
+
+from . import oracle
 
 INTERPRETATIONS = {"cpu": cpu, "torch": torch_ops}
 

@@ -15,6 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastbalance import paths
+from fastbalance import shards as shards_module
 from fastbalance import source as source_module
 from fastbalance.errors import SourceError
 from fastbalance.source import open_source
@@ -75,7 +77,7 @@ def test_runs_and_scan_visit_every_group_once(sizes, shards, max_rows):
     sizes = [*sizes, 1]
     batch = make_table(6).to_batches()[0]
     batches = [batch.slice(0, size) for size in sizes]
-    memory = [source_module._MemoryShard(str(i), batches, batch.schema) for i in range(shards)]
+    memory = [shards_module.MemoryShard(str(i), batches, batch.schema) for i in range(shards)]
     source = source_module._join(memory)
     runs = source.runs(max_rows)
     assert [group for run in runs for group in run] == list(range(len(source.groups)))
@@ -171,8 +173,8 @@ def test_globs_and_directories(tmp_path, monkeypatch, pattern, found):
         write(tmp_path / name, make_table(3))
     (tmp_path / "notes.txt").write_text("no data")
     monkeypatch.chdir(tmp_path)
-    files = source_module._list_files(pattern or ".", None)
-    where = source_module._list_files(str(tmp_path / pattern), None)
+    files = paths.list_files(pattern or ".", None)
+    where = paths.list_files(str(tmp_path / pattern), None)
     assert [path for _, path in files] == found
     assert [path for _, path in where] == [str(tmp_path / name) for name in found]
 
@@ -261,8 +263,8 @@ def test_messages_about_what_was_passed(tmp_path):
         datasets.DatasetDict(a=data)
     )
     assert "got datasets.IterableDataset; allowed: datasets.Dataset" in message(data.to_iterable_dataset())
-    assert message(3) == f"source: got int; allowed: {source_module.KINDS}."
-    assert message([pa.table({})]) == f"source: got Table; allowed: {source_module.KINDS}."
+    assert message(3) == f"source: got int; allowed: {paths.KINDS}."
+    assert message([pa.table({})]) == f"source: got Table; allowed: {paths.KINDS}."
     assert message([]) == "source: got an empty list; allowed: each file once."
     path = write(tmp_path / "a.parquet", make_table(2))
     assert message([path, path]) == f"source: got {str(path)!r} twice; allowed: each file once."
@@ -321,7 +323,7 @@ def test_truncated_files_are_refused_when_opened(tmp_path, kind, part):
         return  # nothing but the mark at its end is missing
     text = message(tmp_path)
     assert text.startswith(f"{path}: got ")
-    assert f"allowed: {source_module.FORMATS}. Is it a data file? It may be missing, truncated or damaged" in text
+    assert f"allowed: {shards_module.FORMATS}. Is it a data file? It may be missing, truncated or damaged" in text
     if kind != "stream" and part:
         assert "it is truncated" in text
 

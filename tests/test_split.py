@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import gcd
 
 import pytest
@@ -34,7 +35,7 @@ def test_ranks_share_a_batch_without_gap_or_overlap(rows, world_size):
     parts = [rank_places(rows, rank, world_size) for rank in range(world_size)]
     assert parts[0][0] == 0
     assert parts[-1][1] == rows
-    assert all(a[1] == b[0] for a, b in zip(parts, parts[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(parts))
     lengths = {stop - start for start, stop in parts}
     assert max(lengths) - min(lengths) <= (rows % world_size != 0)
 
@@ -56,7 +57,7 @@ def test_what_is_refused():
     plan = make_plan([30, 8], "natural", None, 6)
     with pytest.raises(ArgumentError, match=r"rank: got rank 2 of world_size 2; allowed: a rank in \[0, 2\)"):
         check_ranks(plan, 2, 2)
-    with pytest.raises(PlanError, match=r"4 ranks for a global batch of 6 rows; allowed: a number of ranks that divides"):
+    with pytest.raises(PlanError, match="4 ranks for a global batch of 6 rows; allowed: a number of ranks that"):
         check_ranks(plan, 0, 4)
     with pytest.raises(PlanError, match=r'a last batch of 2 rows for 3 ranks.*tail="drop" or tail="pad"'):
         check_ranks(plan, 0, 3)

@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+# The build that the tests ran with. Any torch >= 2.6 serves: TORCH="torch" takes the newest.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test test-fast lint format bench clean
+
+install: $(VENV)/dev
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/demo: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet "$(TORCH)" -e ".[demo]"
+	touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(BIN)/pip install --quiet "$(TORCH)" -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/demo  ## Train on real flights: balanced batches against the weighted loss
+	$(BIN)/fastbalance demo --output demo_output
+
+test: $(VENV)/dev lint  ## Everything, slow tests included
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+test-fast: $(VENV)/dev  ## What a change should pass before every commit
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev  ## About ten minutes; writes bench/results and the table of README.md
+	$(BIN)/python bench/order.py
+	$(BIN)/python bench/loader.py
+	$(BIN)/python bench/table.py
+
+clean:
+	rm -rf $(VENV) .numba_cache demo_output build *.egg-info

@@ -1,0 +1,126 @@
+"""How fast is the order itself: positions to places, nothing gathered?
+
+Work: the places of a balanced epoch, 1 % positives, int64 out (8 bytes a row). Limit: the bijection alone on the same
+range, in turn bounded by filling memory. Peers: torch.randperm (a plain shuffle: no balance), numpy's permutation, and
+torch.multinomial with replacement (what WeightedRandomSampler calls; it refuses more than 2^24 rows).
+
+    python bench/order.py [--rows 100000000] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from _harness import Case, report, save, time_in_turn
+from fastbalance.kernels import cpu, dispatch
+from fastbalance.kernels.philox import SLOT_ROUND_KEYS
+from fastbalance.kernels.threads import shared_out
+
+from fastbalance import EpochOrder, make_plan
+from fastbalance.split import block_of
+
+BATCH_ROWS = 4096
+MULTINOMIAL_ROWS = 1 << 24
+
+
+def every_block(order: EpochOrder) -> int:
+    """Compute the whole epoch, block by block, as the loader does; returns the rows."""
+    batch = rows = 0
+    while batch < order.plan.n_batches:
+        block = block_of(order.plan, batch)
+        rows += order.places(batch, block.n_batches, 0, block.batch_rows).numel()
+        batch = block.end_batch
+    return rows
+
+
+def bijection_alone(rows: int) -> None:
+    """The same number of places from one class and one pass: no search, no strata."""
+    keys, grid, block = cpu.round_keys(0, SLOT_ROUND_KEYS), dispatch.grid(rows), 1 << 20
+    for first in range(0, rows, block):
+        out = torch.empty(min(block, rows - first), dtype=torch.int64).numpy()
+        shared_out(
+            lambda start, stop, first=first, out=out: cpu.bijection_range(
+                first + start, rows, *grid, keys, np.uint32(1), np.uint32(2), out[start:stop]
+            ),
+            len(out),
+            least=20_000,
+        )
+
+
+def check(order: EpochOrder) -> None:
+    """The timed thing is the right thing: exact quotas, nobody twice before everybody once."""
+    counts, plan = order.plan.class_counts, order.plan
+    used = np.bincount(order.positions(0, plan.epoch_rows).numpy(), minlength=plan.n_rows)
+    for c, start in enumerate(np.cumsum(counts) - counts):
+        mine = used[start : start + counts[c]]
+        assert mine.sum() == plan.quotas[c]
+        assert mine.max() - mine.min() <= 1
+
+
+def throughput(rows: int, repeats: int) -> None:
+    minority = rows // 100
+    plan = make_plan([rows - minority, minority], "uniform", None, BATCH_ROWS)
+    order = EpochOrder(None, plan, seed=0)
+    check(order)
+    weights = torch.ones(min(rows, MULTINOMIAL_ROWS), dtype=torch.float64)
+    filled = torch.empty(rows, dtype=torch.int64)
+    cases = [
+        Case("memory fill", lambda: filled.fill_(1), rows, 8, repeats),
+        Case("bijection alone", lambda: bijection_alone(rows), rows, 8, repeats),
+        Case("fastbalance", lambda: every_block(order), plan.epoch_rows, 8, repeats),
+        Case("torch.randperm", lambda: torch.randperm(rows), rows, 8, repeats),
+        Case("numpy permutation", lambda: np.random.default_rng(0).permutation(rows), rows, 8, 2),
+        Case("torch.multinomial", lambda: torch.multinomial(weights, len(weights), True), len(weights), 8, 2),
+    ]
+    time_in_turn(cases)
+    report("order", cases, {"rows": rows, "classes": 2, "batch_rows": BATCH_ROWS}, "bijection alone", "fastbalance")
+
+
+def many_classes(rows: int, repeats: int) -> None:
+    cases = []
+    for n_classes in (2, 100, 1000, 100_000):
+        plan = make_plan(np.full(n_classes, rows // n_classes), "uniform", None, BATCH_ROWS)
+        order = EpochOrder(None, plan, seed=0)
+        cases.append(Case(f"{n_classes} classes", lambda order=order: every_block(order), plan.epoch_rows, 8, repeats))
+    time_in_turn(cases)
+    report("order_classes", cases, {"rows": rows, "batch_rows": BATCH_ROWS}, "2 classes", "2 classes")
+
+
+def first_rows() -> None:
+    """Seconds from nothing but counts to the first 4,096 places of an epoch, and to those of a batch in the middle."""
+    for rows, n_classes in ((10**6, 2), (10**8, 2), (10**10, 2), (10**12, 2), (10**12, 1000)):
+        minority = rows // 100
+        share = minority // (n_classes - 1)
+        counts = [rows - share * (n_classes - 1)] + [share] * (n_classes - 1)
+        seconds = []
+        for epoch in range(5):
+            started = time.perf_counter()
+            plan = make_plan(counts, "uniform", None, BATCH_ROWS)
+            order = EpochOrder(None, plan, seed=0, epoch=epoch)
+            order.places(0, 1, 0, BATCH_ROWS)
+            order.places(plan.n_batches // 2, 1, 0, BATCH_ROWS)
+            seconds.append(time.perf_counter() - started)
+        axes = {"rows": rows, "classes": n_classes}
+        print(f"plan, seek to two batches, their places: {axes}  {1000 * np.median(seconds):.2f} ms")
+        save(
+            "order_first_rows",
+            {"case": "fastbalance", "axes": axes, "seconds": [round(s, 6) for s in sorted(seconds)[1:4]]},
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000_000)
+    parser.add_argument("--quick", action="store_true", help="2^22 rows, two repeats")
+    arguments = parser.parse_args()
+    rows, repeats = (1 << 22, 2) if arguments.quick else (arguments.rows, 5)
+    throughput(rows, repeats)
+    many_classes(min(rows, 20_000_000), repeats)
+    first_rows()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Row records: where each column lies in them, and how Arrow columns become their parts.
+
+A record is one row: its columns side by side, each aligned, padded to a multiple of 16 bytes. Gathering a row is
+one contiguous copy, and a batch's columns are views of the gathered records.
+
+    record   | x: float32 [3]       | pad | y: int64 | class_id: int64 | pad to 16 |
+    offset   0                      12    16         24                32
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from .errors import ArgumentError, ColumnError, explain
+
+EXTRAS = ("class_id", "row", "weight")
+_RECORD_ALIGN = 16  # bytes of the widest load that a GPU thread has
+
+_TORCH_TYPES = {
+    pa.bool_(): torch.bool,
+    pa.int8(): torch.int8,
+    pa.int16(): torch.int16,
+    pa.int32(): torch.int32,
+    pa.int64(): torch.int64,
+    pa.uint8(): torch.uint8,
+    pa.uint16(): torch.uint16,
+    pa.uint32(): torch.uint32,
+    pa.uint64(): torch.uint64,
+    pa.float16(): torch.float16,
+    pa.float32(): torch.float32,
+    pa.float64(): torch.float64,
+}
+_ARROW_TYPES = {dtype: kind for kind, dtype in _TORCH_TYPES.items()}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of a batch, and where it lies in a record."""
+
+    name: str
+    columns: tuple[str, ...]
+    """Columns of the data that it is made of; empty for an extra."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    """Shape of one row: () for a scalar, [n] for columns side by side or a list column."""
+    offset: int
+    """Of its first byte in the record."""
+
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """How a row becomes a record, and records become the tensors of a batch."""
+
+    fields: tuple[Field, ...]
+    record_bytes: int
+    fill_null: Mapping[str, Any]
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that must be read."""
+        return list(dict.fromkeys(name for field in self.fields for name in field.columns))
+
+    def views(self, records: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensors of a batch: views of its records, uint8 `[n, record_bytes]`; no copies."""
+        batch = {}
+        for field in self.fields:
+            column = records[:, field.offset : field.offset + field.n_bytes].view(field.dtype)
+            batch[field.name] = column.view(-1, *field.shape) if field.shape else column.squeeze(1)
+        return batch
+
+    def arrays(
+        self, table: pa.Table, extras: Mapping[str, np.ndarray], where: str
+    ) -> tuple[list[np.ndarray], list[int]]:
+        """The parts of the records of a table: contiguous arrays of n items, and their offsets.
+
+        Raises:
+            ColumnError: Nulls without a fill value, or a value that the wanted dtype cannot hold.
+        """
+        arrays, offsets = [], []
+        for field in self.fields:
+            if not field.columns:
+                arrays.append(extras[field.name])
+                offsets.append(field.offset)
+            offset = field.offset
+            for name in field.columns:
+                column = _to_numpy(table.column(name), name, field.dtype, self.fill_null, where)
+                arrays.append(column)
+                offsets.append(offset)
+                offset += column.nbytes // max(1, len(table))
+        return arrays, offsets
+
+
+def make_layout(
+    schema: pa.Schema,
+    columns: Sequence[str] | Mapping[str, str | Sequence[str]] | None,
+    extras: Sequence[str] = (),
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    fill_null: Mapping[str, Any] | None = None,
+) -> RecordLayout:
+    """Lay out the wanted columns in a record.
+
+    Args:
+        schema: Columns of the data.
+        columns: Names; or a mapping from a tensor's name to one column, or to several that lie side by side. None:
+            every column that can be a tensor.
+        extras: int64 fields that the arena fills: "class_id", "row".
+        dtypes: Types that tensors are converted to while loading, by the tensor's name.
+        fill_null: Values to put for nulls, by the column's name.
+
+    Raises:
+        ColumnError: A column is missing, of a type that no tensor has, or of another type than those beside it.
+        ArgumentError: A name that is no tensor, or used twice.
+    """
+    dtypes, fill_null = dict(dtypes or {}), dict(fill_null or {})
+    wanted = _wanted(schema, columns)
+    _check_names(wanted, extras, dtypes, fill_null)
+    fields, offset = [], 0
+    for name, parts in wanted.items():
+        dtype, shape = _tensor_type(schema, name, parts, dtypes.get(name))
+        offset = _align(offset, min(dtype.itemsize, _RECORD_ALIGN))
+        fields.append(Field(name, parts, dtype, shape, offset))
+        offset += fields[-1].n_bytes
+    for name in extras:
+        offset = _align(offset, 8)
+        fields.append(Field(name, (), torch.int64, (), offset))
+        offset += 8
+    return RecordLayout(tuple(fields), _align(offset, _RECORD_ALIGN), fill_null)
+
+
+def _align(offset: int, to: int) -> int:
+    return -(-offset // to) * to
+
+
+def _wanted(schema: pa.Schema, columns: Any) -> dict[str, tuple[str, ...]]:
+    if columns is None:
+        names = [field.name for field in schema if _element_type(field.type)[0] in _TORCH_TYPES]
+        return {name: (name,) for name in names}
+    if isinstance(columns, str):
+        raise ArgumentError(
+            explain(
+                "columns",
+                got=repr(columns),
+                allowed=f"a list, as [{columns!r}], or a mapping, as {{'x': [{columns!r}]}}",
+            )
+        )
+    if not isinstance(columns, Mapping):
+        return {name: (name,) for name in columns}
+    return {name: (parts,) if isinstance(parts, str) else tuple(parts) for name, parts in columns.items()}
+
+
+def _check_names(wanted: Mapping, extras: Sequence[str], dtypes: Mapping, fill_null: Mapping) -> None:
+    if not wanted and not extras:
+        raise ArgumentError(explain("columns", got="none", allowed="at least one column or extra"))
+    empty = [name for name, parts in wanted.items() if not parts]
+    if empty:
+        raise ArgumentError(explain(f"columns[{empty[0]!r}]", got="an empty list", allowed="at least one column"))
+    clash = [name for name in extras if name in wanted]
+    if clash:
+        raise ArgumentError(
+            explain(
+                "columns",
+                got=f"a tensor named {clash[0]!r}",
+                allowed="names other than the extras'",
+                fix="Rename it, or leave the extra out.",
+            )
+        )
+    columns = {part for parts in wanted.values() for part in parts}
+    for argument, names, known in (("dtypes", dtypes, set(wanted)), ("fill_null", fill_null, columns)):
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ArgumentError(explain(argument, got=repr(unknown[0]), allowed=f"one of {sorted(known)}"))
+
+
+def _element_type(kind: pa.DataType) -> tuple[pa.DataType, tuple[int, ...]]:
+    """Type of the elements, and the shape of one row."""
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return kind.value_type, tuple(kind.shape)
+    shape: tuple[int, ...] = ()
+    while pa.types.is_fixed_size_list(kind):
+        shape, kind = (*shape, kind.list_size), kind.value_type
+    return kind, shape
+
+
+def _tensor_type(
+    schema: pa.Schema, name: str, parts: tuple[str, ...], dtype: torch.dtype | None
+) -> tuple[torch.dtype, tuple[int, ...]]:
+    found = []
+    for part in parts:
+        if part not in schema.names:
+            raise ColumnError(
+                explain(f"columns[{name!r}]", got=repr(part), allowed=f"a column of the data: {schema.names}")
+            )
+        kind, shape = _element_type(schema.field(part).type)
+        if kind not in _TORCH_TYPES:
+            raise ColumnError(
+                explain(
+                    f"column {part!r}",
+                    got=f"type {schema.field(part).type}",
+                    allowed="numbers, bools, and fixed-size lists of them",
+                    fix="Leave it out with columns=[...], or convert it to numbers when the data is written.",
+                )
+            )
+        found.append((part, _TORCH_TYPES[kind], shape))
+    if dtype is not None and dtype not in _ARROW_TYPES:
+        raise ArgumentError(explain(f"dtypes[{name!r}]", got=dtype, allowed=", ".join(map(str, _ARROW_TYPES))))
+    types = {kind for _, kind, _ in found}
+    if dtype is None and len(types) > 1:
+        listed = ", ".join(f"{part} {kind}" for part, kind, _ in found)
+        raise ColumnError(
+            explain(
+                f"columns[{name!r}]",
+                got=f"columns of different types: {listed}",
+                allowed="one type for all columns of a tensor",
+                fix=f"Convert them while loading: dtypes={{{name!r}: torch.float32}}.",
+            )
+        )
+    width = sum(math.prod(shape) for _, _, shape in found)
+    return dtype or types.pop(), found[0][2] if len(found) == 1 else (width,)
+
+
+def _to_numpy(
+    column: pa.ChunkedArray, name: str, dtype: torch.dtype, fill_null: Mapping[str, Any], where: str
+) -> np.ndarray:
+    """A column as a contiguous array `[n, ...]` of the wanted type; a view where Arrow's memory serves."""
+    array = (
+        column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+    )
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    n_rows = len(array)
+    nulls = array.null_count
+    while pa.types.is_fixed_size_list(array.type):
+        if nulls:  # flatten() would leave such rows out
+            raise _null_error(name, nulls, where, "Leave the column out, or fill its lists when the data is written.")
+        array = array.flatten()
+        nulls = array.null_count
+    if nulls:
+        if name not in fill_null:
+            raise _null_error(
+                name,
+                nulls,
+                where,
+                f"Give fill_null={{{name!r}: value}}, or leave the column out with columns=[...].",
+            )
+        array = array.fill_null(pa.scalar(fill_null[name], array.type))
+    try:
+        array = array.cast(_ARROW_TYPES[dtype])
+    except pa.ArrowInvalid as error:
+        raise ColumnError(
+            explain(
+                f"column {name!r} ({where})",
+                got=str(error),
+                allowed=f"values that {dtype} can hold",
+                fix="Give another type in dtypes.",
+            )
+        ) from error
+    if dtype == torch.bool:
+        array = array.cast(pa.uint8())  # from bits to bytes
+    values = array.to_numpy(zero_copy_only=True)
+    return values.reshape(n_rows, -1) if len(values) != n_rows else values
+
+
+def _null_error(name: str, nulls: int, where: str, fix: str) -> ColumnError:
+    return ColumnError(
+        explain(f"column {name!r}", got=f"{nulls:,} nulls in {where}", allowed="no nulls in a tensor", fix=fix)
+    )
