@@ -57,12 +57,13 @@ def time_in_turn(cases: list[Case]) -> None:
                 case.seconds.append(time.perf_counter() - started)
 
 
-def report(question: str, cases: list[Case], axes: Mapping[str, Any], limit: str, ours: str) -> None:
+def report(question: str, cases: list[Case], axes: Mapping[str, Any], limit: str, ours: str, keep: bool) -> None:
     """Print the cases as ratios to ours, and keep a row of each in `results/`.
 
     Args:
         limit: Name of the case that nothing can beat.
         ours: Name of the case that is fastbalance.
+        keep: Whether the rows go to `results/`.
     """
     by_name = {case.name: case for case in cases}
     table = Table(title=f"{question}  {dict(axes)}", title_justify="left")
@@ -77,6 +78,8 @@ def report(question: str, cases: list[Case], axes: Mapping[str, Any], limit: str
             f"{case.rows_per_s * case.row_bytes / 1e9:.2f}" if case.row_bytes else "",
         )
         table.add_row(name, *figures, *(f"{p:.4f}" for p in (p20, p50, p80)), f"{ratio:,.2f}x")
+        if not keep:
+            continue
         row = {"case": case.name, "axes": dict(axes), "limit": limit, "row_bytes": case.row_bytes}
         row |= {"rows_per_s": round(case.rows_per_s), "ratio_ours_to_this": round(ratio, 3)}
         save(question, row | {"seconds": [round(float(p), 6) for p in (p20, p50, p80)]})

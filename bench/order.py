@@ -60,7 +60,7 @@ def check(order: EpochOrder) -> None:
         assert mine.max() - mine.min() <= 1
 
 
-def throughput(rows: int, repeats: int) -> None:
+def throughput(rows: int, repeats: int, keep: bool) -> None:
     minority = rows // 100
     plan = make_plan([rows - minority, minority], "uniform", None, BATCH_ROWS)
     order = EpochOrder(None, plan, seed=0)
@@ -76,20 +76,22 @@ def throughput(rows: int, repeats: int) -> None:
         Case("torch.multinomial", lambda: torch.multinomial(weights, len(weights), True), len(weights), 8, 2),
     ]
     time_in_turn(cases)
-    report("order", cases, {"rows": rows, "classes": 2, "batch_rows": BATCH_ROWS}, "bijection alone", "fastbalance")
+    report(
+        "order", cases, {"rows": rows, "classes": 2, "batch_rows": BATCH_ROWS}, "bijection alone", "fastbalance", keep
+    )
 
 
-def many_classes(rows: int, repeats: int) -> None:
+def many_classes(rows: int, repeats: int, keep: bool) -> None:
     cases = []
     for n_classes in (2, 100, 1000, 100_000):
         plan = make_plan(np.full(n_classes, rows // n_classes), "uniform", None, BATCH_ROWS)
         order = EpochOrder(None, plan, seed=0)
         cases.append(Case(f"{n_classes} classes", lambda order=order: every_block(order), plan.epoch_rows, 8, repeats))
     time_in_turn(cases)
-    report("order_classes", cases, {"rows": rows, "batch_rows": BATCH_ROWS}, "2 classes", "2 classes")
+    report("order_classes", cases, {"rows": rows, "batch_rows": BATCH_ROWS}, "2 classes", "2 classes", keep)
 
 
-def first_rows() -> None:
+def first_rows(keep: bool) -> None:
     """Seconds from nothing but counts to the first 4,096 places of an epoch, and to those of a batch in the middle."""
     for rows, n_classes in ((10**6, 2), (10**8, 2), (10**10, 2), (10**12, 2), (10**12, 1000)):
         minority = rows // 100
@@ -105,21 +107,20 @@ def first_rows() -> None:
             seconds.append(time.perf_counter() - started)
         axes = {"rows": rows, "classes": n_classes}
         print(f"plan, seek to two batches, their places: {axes}  {1000 * np.median(seconds):.2f} ms")
-        save(
-            "order_first_rows",
-            {"case": "fastbalance", "axes": axes, "seconds": [round(s, 6) for s in sorted(seconds)[1:4]]},
-        )
+        if keep:
+            save("order_first_rows", {"case": "fastbalance", "axes": axes, "seconds": sorted(seconds)[1:4]})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000_000)
-    parser.add_argument("--quick", action="store_true", help="2^22 rows, two repeats")
+    parser.add_argument("--quick", action="store_true", help="2^22 rows, two repeats, nothing kept")
     arguments = parser.parse_args()
+    keep = not arguments.quick
     rows, repeats = (1 << 22, 2) if arguments.quick else (arguments.rows, 5)
-    throughput(rows, repeats)
-    many_classes(min(rows, 20_000_000), repeats)
-    first_rows()
+    throughput(rows, repeats, keep)
+    many_classes(min(rows, 20_000_000), repeats, keep)
+    first_rows(keep)
 
 
 if __name__ == "__main__":

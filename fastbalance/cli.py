@@ -33,10 +33,7 @@ from fastbalance.records import make_layout
 from fastbalance.split import check_ranks
 
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # typer has no public name for the base of all usage errors
-_BALANCES = (
-    "uniform, natural, sqrt, power:ALPHA, ratio:MAX with MAX >= 1, or target:JSON with a share >= 0 for "
-    'every label, as target:\'{"yes": 1, "no": 3}\''
-)
+_BALANCES = 'uniform, natural, sqrt, power:ALPHA, ratio:MAX >= 1, target:\'{"yes": 1, "no": 3}\' for all labels'
 _EPOCH_ROWS = "Rows of an epoch; over: as few as draw every row; under: as many as draw none twice."
 _SHOWN_LINES = 10  # at each end of a long table
 
@@ -106,8 +103,7 @@ def save_index(
     if as_json:
         _print_json({**facts, **counts})
     else:
-        classes = f"{counts['n_classes']:,} classes of {', '.join(data.label)}"
-        typer.echo(f"{output}: {counts['n_rows']:,} rows in {counts['n_groups']:,} groups, {classes}")
+        typer.echo(f"wrote {output}: " + ", ".join(f"{name[2:]} {n:,}" for name, n in counts.items()))
 
 
 @app.command("plan")
@@ -238,15 +234,14 @@ def _print_json(facts: dict[str, Any]) -> None:
 
 def _console() -> Console:
     """Stdout, as wide as the terminal; lines of a file or pipe are not cut. Brackets are just brackets."""
-    edge = None if sys.stdout.isatty() else 100_000
-    return Console(markup=False, emoji=False, highlight=False, width=edge)
+    return Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 10**5)
 
 
 def _print_data(facts: dict[str, Any]) -> None:
     """Print what `inspect` says as tables."""
-    group = facts["group_rows"]
-    summary = Table.grid(padding=(0, 3))
-    summary.add_row("rows", f"{facts['n_rows']:,} in {facts['n_shards']:,} shards")
+    summary, group = Table.grid(padding=(0, 3)), facts["group_rows"]
+    summary.add_row("rows", f"{facts['n_rows']:,}")
+    summary.add_row("shards", f"{facts['n_shards']:,}")
     rows = f"{group['min']:,} to {group['max']:,} rows, median {group['median']:,}"
     summary.add_row("groups", f"{facts['n_groups']:,} of {rows}")
     summary.add_row("bytes", f"{decimal(facts['bytes'])} in all columns")
@@ -299,5 +294,6 @@ def _shown(label: Any) -> str:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. Characters that stdout has no code for are printed as question marks."""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     app(prog_name="fastbalance")

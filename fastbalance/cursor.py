@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from .checks import is_whole, whole
 from .errors import ArgumentError, StateError, explain
 from .plan import BalancePlan
 
 STATE_VERSION = 1
+MAX_SEEDS, MAX_EPOCHS, MAX_RANKS = 1 << 64, 1 << 32, 1 << 30
 
 
 class Cursor:
@@ -26,10 +28,8 @@ class Cursor:
         self._begun = False
 
     def start(self) -> tuple[int, int]:
-        """Begin an iteration; returns its epoch and first batch."""
-        if self._begun:
-            self.epoch, self.batch = self.epoch + 1, 0
-        return self.epoch, self.batch
+        """Epoch and first batch of an iteration that begins now. Nothing moves before a batch is handed out."""
+        return (self.epoch + 1, 0) if self._begun else (self.epoch, self.batch)
 
     def yielding(self, epoch: int, batch: int, n_batches: int) -> None:
         """Note that a batch is about to be handed out: the cursor stands behind it.
@@ -42,8 +42,7 @@ class Cursor:
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch. A position that was loaded for this very epoch is kept."""
-        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
-            raise ArgumentError(explain("epoch", got=repr(epoch), allowed="an integer >= 0"))
+        epoch = whole("epoch", epoch, 0, MAX_EPOCHS)
         if epoch != self.epoch or self._begun:
             self.epoch, self.batch = epoch, 0
         self._begun = False
@@ -60,8 +59,8 @@ class Cursor:
             "data": data,
         }
 
-    def load(self, state: Mapping[str, Any], plan: BalancePlan, data: str) -> int | None:
-        """Go to where a state was saved; returns its seed.
+    def load(self, state: Mapping[str, Any], plan: BalancePlan, data: str) -> int:
+        """Go to where a state was saved; returns its seed. A state that is refused moves nothing.
 
         Raises:
             StateError: The state is none, or belongs to other data, another plan or another global batch size.
@@ -91,17 +90,13 @@ class Cursor:
                     fix="Balance, epoch_rows and the global batch (batch_size times world size) must be as they were.",
                 )
             )
-        epoch, batch = state["epoch"], state["batch"]
-        if not (isinstance(epoch, int) and isinstance(batch, int) and epoch >= 0 and 0 <= batch < plan.n_batches):
-            raise StateError(
-                explain(
-                    "state",
-                    got=f"epoch {epoch!r}, batch {batch!r}",
-                    allowed=f"batches in [0, {plan.n_batches})",
-                )
-            )
-        self.epoch, self.batch, self._begun = epoch, batch, False
-        return state["seed"]
+        limits = {"epoch": (0, MAX_EPOCHS), "batch": (0, plan.n_batches), "seed": (0, MAX_SEEDS), "lanes": (1, 2)}
+        for name, (least, below) in limits.items():
+            if not is_whole(state[name], least, below):
+                allowed = f"an integer in [{least}, {below})"
+                raise StateError(explain(f"state[{name!r}]", got=repr(state[name]), allowed=allowed))
+        self.epoch, self.batch, self._begun = int(state["epoch"]), int(state["batch"]), False
+        return int(state["seed"])
 
 
 def ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -122,11 +117,8 @@ def ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise ArgumentError(
-            explain("rank", got=f"rank {rank} of world_size {world_size}", allowed="a rank in [0, world_size)")
-        )
-    return rank, world_size
+    world_size = whole("world_size", world_size, 1, MAX_RANKS)
+    return whole("rank", rank, 0, world_size, note=f", one of world_size {world_size}"), world_size
 
 
 def checked_seed(seed: int | None) -> int | None:
@@ -135,9 +127,7 @@ def checked_seed(seed: int | None) -> int | None:
     Raises:
         ArgumentError: Not an integer in [0, 2^64).
     """
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64):
-        raise ArgumentError(explain("seed", got=repr(seed), allowed="an integer in [0, 2^64), or None to draw one"))
-    return seed
+    return None if seed is None else whole("seed", seed, 0, MAX_SEEDS, note=", or None to draw one")
 
 
 def drawn_seed() -> int:

@@ -113,7 +113,9 @@ class Dataset:
         return self._scan.group_classes[entries], self._first_slots[entries]
 
     def class_rows(self) -> np.ndarray:
-        """Rows sorted by class, then by number; [n_rows], uint32, or uint64 above 2^32 rows; read-only.
+        """Rows sorted by class, then by number; uint32 [n_rows], or uint64 above 2^32 rows.
+
+        The array is shared: do not write to it.
 
         The first call reads the labels once more.
 
@@ -181,7 +183,6 @@ class Dataset:
 
         for _ in self.source.scan(self.label, place):
             pass
-        rows.flags.writeable = False
         return rows
 
     def _portable_values(self) -> list[list[Any]]:

@@ -39,7 +39,7 @@ BATCH_ROWS = (256, 32)  # 6 and 0.8 cancelled flights in a natural batch, on ave
 
 
 @dataclass(frozen=True)
-class Effort:
+class _Effort:
     """How much is tried.
 
     Attributes:
@@ -48,12 +48,12 @@ class Effort:
         timed_rows: Rows to time a feed with; the epoch, if that is shorter.
     """
 
-    n_steps: int = 2000
-    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    n_steps: int = 1000
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     timed_rows: int = 1 << 20
 
 
-_QUICK = Effort(n_steps=60, rates=(0.1, 0.3), timed_rows=1 << 15)
+_QUICK = _Effort(n_steps=60, rates=(0.1, 0.3), timed_rows=1 << 15)
 _TIMED_S = 0.5
 # Name, feed, and whether the DataLoader fetches row by row.
 _FEEDS: tuple[tuple[str, Feed, bool], ...] = (
@@ -67,10 +67,12 @@ _FEEDS: tuple[tuple[str, Feed, bool], ...] = (
 
 @dataclass(frozen=True)
 class _Task:
+    """What all arms share: the data, in memory and as files, and the effort."""
+
     flights: Flights
     shards: Path
     n_seeds: int
-    effort: Effort
+    effort: _Effort
 
     @property
     def share(self) -> float:
@@ -103,7 +105,7 @@ def run(output: Path, n_seeds: int = 5, quick: bool = False) -> dict[str, Any]:
     output = Path(output)
     flights = load_flights()
     write_shards(flights, output / "train")
-    task = _Task(flights, output / "train", 2 if quick else n_seeds, _QUICK if quick else Effort())
+    task = _Task(flights, output / "train", 2 if quick else n_seeds, _QUICK if quick else _Effort())
     with one_thread(), Progress(console=Console(stderr=True)) as progress:
         feeds = _time_feeds(task, progress)
         comparisons = _compare_arms(task, progress)
@@ -210,4 +212,5 @@ def _describe(task: _Task) -> dict[str, Any]:
         "rates": list(task.effort.rates),
         "steps": task.effort.n_steps,
         "seeds": task.n_seeds,
+        "quick": task.effort is _QUICK,
     }

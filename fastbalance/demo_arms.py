@@ -47,10 +47,10 @@ class Arm:
 
 FASTBALANCE = Arm("fastbalance", "fastbalance")
 ARMS = (
-    Arm("unweighted, threshold moved", "shuffle", moved=True),
-    Arm("weighted loss / rows", "shuffle", "rows"),
-    Arm("weighted loss / sum of weights", "shuffle", "weights"),
-    Arm("weighted loss / rows, even batches", "fastbalance, natural", "rows"),
+    Arm("natural, threshold moved", "shuffle", moved=True),
+    Arm("weighted / rows", "shuffle", "rows"),
+    Arm("weighted / sum of weights", "shuffle", "weights"),
+    Arm("weighted, even batches", "fastbalance, natural", "rows"),
     Arm("WeightedRandomSampler", "WeightedRandomSampler"),
     FASTBALANCE,
 )

@@ -9,34 +9,40 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 _OURS, _OTHERS = "#c23b22", "#4a6f8a"
-_METRICS = {"pr_auc": "PR-AUC", "balanced_accuracy": "balanced accuracy"}
+_METRICS = {"pr_auc": "PR-AUC", "balanced_accuracy": "Balanced accuracy"}
 
 
 def show(results: dict[str, Any]) -> None:
     """Print the tables, and what follows from them."""
-    console = Console()
+    console = Console(highlight=False)
     task = results["task"]
     console.print(
         f"\n[bold]Which flights are cancelled?[/] {sum(task['rows'].values()):,} flights of 2013, "
-        f"{sum(task['cancelled'].values()):,} cancelled; train, valid, test: {_slashed(task['days'])} whole days, "
-        f"{_slashed(task['rows'])} rows.\nPerceptron, SGD with momentum, {task['steps']:,} steps in every arm, the "
-        f"learning rate of the best validation PR-AUC.\n"
+        f"{sum(task['cancelled'].values()):,} cancelled. Train / valid / test: {_slashed(task['days'])} whole days, "
+        f"{_slashed(task['rows'])} rows. A perceptron, SGD with momentum, {task['steps']:,} steps in every arm; for "
+        "each arm the learning rate with the best PR-AUC on the validation days.\n"
     )
-    console.print(_feed_table(results["feeds"]))
+    console.print(_feed_table(results["feeds"]), "")
     for comparison in results["comparisons"]:
-        console.print(_arm_table(comparison, task))
-        console.print(conclusion(comparison) + "\n", highlight=False)
-        console.print(_rate_table(comparison, task["rates"]))
+        console.print(_arm_table(comparison, task), "")
+        console.print(_difference_table(comparison), "")
+        if not task["quick"]:
+            console.print(f"[bold]{conclusion(comparison)}[/]\n")
+        console.print(_rate_table(comparison, task["rates"]), "")
+    if task["quick"]:
+        console.print("A quick run: it shows that everything works, and nothing about the arms.\n", style="bold")
     console.print(
-        f"Intervals: 95 %, by Student's t, over {task['seeds']} seeds (first parameters and order of the batches); the "
-        "days are the same for all, and nothing is corrected for the number of comparisons. Spread: CV of the "
-        "minority's weight in the loss from batch to batch, measured and by its formula.",
+        f"±: 95 % intervals by Student's t over {task['seeds']} seeds (first parameters and order of the "
+        "batches). They do not cover what other test days would show, and nothing is corrected for the number of "
+        "comparisons.\n"
+        "spread: standard deviation / mean of the minority's weight in the loss, from batch to batch; in brackets what "
+        "the formula expects.",
         style="dim",
-        highlight=False,
     )
 
 
@@ -53,7 +59,7 @@ def conclusion(comparison: dict[str, Any]) -> str:
         "around": "no difference is shown (the interval includes zero) to",
     }
     found = [f"{words[verdict]} {_listed(names)}" for verdict, names in verdicts.items() if names]
-    return f"PR-AUC in batches of {comparison['batch_rows']}: {'; '.join(found)}."
+    return f"PR-AUC on these test days, batches of {comparison['batch_rows']}: {'; '.join(found)}."
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -61,24 +67,34 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(13, 8.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2)
-    for ax, metric in zip(axes[0], _METRICS, strict=True):
-        _draw_metric(ax, results["comparisons"], metric)
-    prevalence = results["task"]["cancelled"]["test"] / results["task"]["rows"]["test"]
-    axes[0, 0].axvline(prevalence, color="grey", linestyle=":", linewidth=1)
-    axes[0, 0].annotate("chance", (prevalence, 1), (3, -10), "data", "offset points", color="grey", fontsize=8,
-                        annotation_clip=False)  # fmt: skip
-    axes[0, 1].axvline(0.5, color="grey", linestyle=":", linewidth=1)
+    task = results["task"]
+    chances = {"pr_auc": task["cancelled"]["test"] / task["rows"]["test"], "balanced_accuracy": 0.5}
+    for ax, (metric, chance) in zip(axes[0], chances.items(), strict=True):
+        _draw_metric(ax, results["comparisons"], metric, chance)
     _draw_feeds(axes[1, 0], results["feeds"])
     _draw_spread(axes[1, 1], results["comparisons"])
     figure.suptitle("Cancelled flights, New York 2013: balanced batches and the usual ways", fontweight="bold")
     figure.savefig(path, dpi=120)
 
 
+def _table(title: str, first: str, *numbers: str) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column(first)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
 def _feed_table(feeds: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="Feeding alone, without a model", title_justify="left")
-    table.add_column("feed")
-    table.add_column("rows/s", justify="right")
-    table.add_column("fastbalance is", justify="right")
+    table = _table("Feeding alone, without a model", "feed", "rows/s", "fastbalance is")
     ours = feeds[-1]["rows_per_s"]
     for feed in feeds:
         ratio = "" if feed is feeds[-1] else f"{ours / feed['rows_per_s']:,.1f} x"
@@ -89,36 +105,33 @@ def _feed_table(feeds: Sequence[dict[str, Any]]) -> Table:
 def _arm_table(comparison: dict[str, Any], task: dict[str, Any]) -> Table:
     batch_rows = comparison["batch_rows"]
     natural = batch_rows * task["cancelled"]["train"] / task["rows"]["train"]
-    title = f"Batches of {batch_rows}: {natural:.1f} cancelled flights in a natural one, on average"
-    table = Table(title=title, title_justify="left")
-    for name in ("arm", "PR-AUC", "balanced acc.", "best rate", "spread", "formula", "fastbalance - arm, PR-AUC",
-                 "balanced acc."):  # fmt: skip
-        table.add_column(name, justify="left" if name == "arm" else "right")
+    title = f"Batches of {batch_rows}; cancelled flights in a natural one: {natural:.1f}"
+    table = _table(title, "arm", "PR-AUC", "balanced acc.", "rate", "spread")
     for arm in comparison["arms"]:
-        differences = [f"{metric}_difference" for metric in _METRICS]
-        table.add_row(
-            arm["name"],
-            *(_plus_minus(arm[metric]) for metric in _METRICS),
-            f"{arm['rate']:g}",
-            f"{arm['spread']:.3f}",
-            f"{arm['expected_spread']:.3f}",
-            *(_signed(arm[name]) if name in arm else "" for name in differences),
-        )
+        metrics = (_plus_minus(arm[metric]) for metric in _METRICS)
+        spread = f"{arm['spread']:.3f} ({arm['expected_spread']:.3f})"
+        table.add_row(arm["name"], *metrics, f"{arm['rate']:g}", spread)
+    return table
+
+
+def _difference_table(comparison: dict[str, Any]) -> Table:
+    table = _table("fastbalance - arm, seed by seed", "arm", "PR-AUC", "balanced acc.")
+    for arm in comparison["arms"]:
+        if "pr_auc_difference" in arm:
+            differences = (_plus_minus(arm[f"{metric}_difference"], "+.4f") for metric in _METRICS)
+            table.add_row(arm["name"], *differences)
     return table
 
 
 def _rate_table(comparison: dict[str, Any], rates: Sequence[float]) -> Table:
-    title = f"The same rate for all: PR-AUC on the validation days, batches of {comparison['batch_rows']}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("arm")
-    for rate in rates:
-        table.add_column(f"rate {rate:g}", justify="right")
+    title = f"Validation PR-AUC by learning rate, batches of {comparison['batch_rows']}"
+    table = _table(title, "arm", *(f"{rate:g}" for rate in rates))
     for arm in comparison["arms"]:
-        table.add_row(arm["name"], *(f"{value:.4f}" for value in arm["valid_pr_auc"]))
+        table.add_row(arm["name"], *(f"{value:.3f}" for value in arm["valid_pr_auc"]))
     return table
 
 
-def _draw_metric(ax: Axes, comparisons: Sequence[dict[str, Any]], metric: str) -> None:
+def _draw_metric(ax: Axes, comparisons: Sequence[dict[str, Any]], metric: str, chance: float) -> None:
     """A dot for each seed, and the interval of their mean; large batches above small ones."""
     names = [arm["name"] for arm in comparisons[0]["arms"]]
     for comparison, offset, marker in zip(comparisons, (-0.17, 0.17), "os", strict=True):
@@ -129,9 +142,10 @@ def _draw_metric(ax: Axes, comparisons: Sequence[dict[str, Any]], metric: str) -
             ax.plot([low, high], [row + offset] * 2, color=color, linewidth=2)
             ax.plot(arm[metric]["mean"], row + offset, marker, color=color, markersize=7, markeredgecolor="white")
         ax.plot([], [], marker, color="grey", label=f"batches of {comparison['batch_rows']}")
+    ax.axvline(chance, color="grey", linestyle=":", linewidth=1.5, label="chance")
     _name_rows(ax, names)
-    ax.set_title(f"{_METRICS[metric]} on the test days (higher is better)", fontsize=10)
-    ax.set_xlabel(f"{_METRICS[metric]}: seeds, mean, 95 % interval")
+    ax.set_title(f"{_METRICS[metric]} on the test days: higher is better", fontsize=10)
+    ax.set_xlabel("pale: seeds; bold: mean and its 95 % interval over seeds")
     ax.legend(fontsize=8, loc="lower left")
 
 
@@ -140,9 +154,9 @@ def _draw_feeds(ax: Axes, feeds: Sequence[dict[str, Any]]) -> None:
     bars = ax.barh(names, [feed["rows_per_s"] for feed in feeds], color=[_color(name) for name in names])
     ax.bar_label(bars, [f" {feed['rows_per_s'] / 1e6:.2g} M" for feed in feeds], fontsize=9)
     ax.set_xscale("log")
-    ax.set_xlim(right=5 * max(feed["rows_per_s"] for feed in feeds))
+    ax.set_xlim(1e4, 5 * max(feed["rows_per_s"] for feed in feeds))
     _name_rows(ax, names)
-    ax.set_title("Feeding alone, without a model (higher is better)", fontsize=10)
+    ax.set_title("Feeding alone, without a model: higher is better", fontsize=10)
     ax.set_xlabel("rows per second, logarithmic")
 
 
@@ -157,8 +171,8 @@ def _draw_spread(ax: Axes, comparisons: Sequence[dict[str, Any]]) -> None:
         ax.plot(expected, rows, "|", color="black", markersize=12, markeredgewidth=2)
     ax.plot([], [], "|", color="black", markersize=10, markeredgewidth=2, label="by the formula")
     _name_rows(ax, names)
-    ax.set_title("Spread of the minority's weight from batch to batch (lower is better)", fontsize=10)
-    ax.set_xlabel("standard deviation / mean")
+    ax.set_title("Spread of the minority's weight in the loss: lower is better", fontsize=10)
+    ax.set_xlabel("standard deviation / mean, over the batches")
     ax.legend(fontsize=8, loc="lower right")
 
 
@@ -167,19 +181,16 @@ def _name_rows(ax: Axes, names: Sequence[str]) -> None:
     ax.invert_yaxis()
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="x", alpha=0.25)
+    ax.set_axisbelow(True)
 
 
 def _color(name: str) -> str:
     return _OURS if name == "fastbalance" else _OTHERS
 
 
-def _plus_minus(summary: dict[str, Any]) -> str:
-    return f"{summary['mean']:.4f} ± {summary['interval'][1] - summary['mean']:.4f}"
-
-
-def _signed(summary: dict[str, Any]) -> str:
-    low, high = summary["interval"]
-    return f"{summary['mean']:+.4f} [{low:+.4f}, {high:+.4f}]"
+def _plus_minus(summary: dict[str, Any], form: str = ".3f") -> str:
+    half = summary["interval"][1] - summary["mean"]
+    return f"{summary['mean']:{form}} ± {half:{form.lstrip('+')}}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -26,6 +26,10 @@ class PlanError(FastbalanceError, ValueError):
     """The wanted balance cannot be planned."""
 
 
+class StarvedClassError(PlanError):
+    """The epoch is so short that a class would not be drawn at all. (More ranks stretch an epoch.)"""
+
+
 class IndexFileError(FastbalanceError, ValueError):
     """A saved index is damaged, or belongs to other data."""
 
@@ -48,4 +52,6 @@ def explain(subject: str, *, got: object, allowed: str, fix: str = "") -> str:
         fix: What the reader can do about it; empty where `allowed` says it already.
     """
     text = f"{subject}: got {got}; allowed: {allowed}"
-    return f"{text}. {fix}" if fix else f"{text}."
+    if not fix:
+        return f"{text}."
+    return f"{text}. {fix}" if fix.endswith((".", "?")) else f"{text}. {fix}."

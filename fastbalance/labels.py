@@ -70,7 +70,7 @@ def scan_labels(
             class, or there are more than `max_classes`.
         SourceError: A group cannot be read.
     """
-    names = _label_names(label)
+    names = label_names(label)
     for name in names:
         _check_column(source, name)
     counts, classes = [], _Distinct(names, max_classes)
@@ -217,8 +217,13 @@ def _without_views(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column if pa.types.is_dictionary(column.type) else column.cast(_value_type(column.type))
 
 
-def _label_names(label: str | Sequence[str]) -> tuple[str, ...]:
-    names = (label,) if isinstance(label, str) else tuple(label)
+def label_names(label: str | Sequence[str]) -> tuple[str, ...]:
+    """The label columns as a tuple of names.
+
+    Raises:
+        LabelError: Not a name, or not names that differ.
+    """
+    names = (label,) if isinstance(label, str) else tuple(label) if isinstance(label, Sequence) else ()
     if not names or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise LabelError(explain("label", got=repr(label), allowed="a column name, or several that differ"))
     return names

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,11 +20,13 @@ import torch
 
 from . import balance as _balance
 from .arena import Arena, load_arena
+from .checks import names_of, whole
 from .cursor import Cursor, checked_seed, drawn_seed, ranks
 from .dataset import Dataset
-from .errors import ArgumentError, PlanError, explain
+from .errors import ArgumentError, PlanError, StarvedClassError, explain
+from .labels import label_names
 from .order import EpochOrder
-from .plan import BalancePlan, Tail, make_plan
+from .plan import MAX_BATCH_ROWS, BalancePlan, Tail, make_plan
 from .records import EXTRAS, make_layout
 from .split import block_of, check_ranks, rank_places
 from .stats import LoaderStats, Meter
@@ -46,7 +49,7 @@ class BalancedLoader:
             a `fastbalance.Dataset`.
         label: Column whose values are the classes, or several columns: one class for each distinct tuple. None only for
             a `Dataset`, which knows its label.
-        batch_size: Rows for each rank and batch. The global batch is `batch_size * world_size`.
+        batch_size: Rows for each rank and batch; must be given. The global batch is `batch_size * world_size`.
         columns: Names, or `{tensor: column or columns}`: several columns become one `[B, n]` matrix. None: every column
             that can be a tensor.
         balance: "natural", "uniform", "sqrt", or a value of `fastbalance.balance`.
@@ -73,7 +76,7 @@ class BalancedLoader:
         self,
         source: Any,
         label: str | Sequence[str] | None = None,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         *,
         columns: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
         balance: str | _balance.Balance = "uniform",
@@ -90,21 +93,17 @@ class BalancedLoader:
         index: Any = None,
         filesystem: Any = None,
     ) -> None:
-        _check_extras(extras)
+        self._extras = _checked_extras(extras)
         self._seed = checked_seed(seed)
         self._given_ranks = rank, world_size
-        if rank is not None or world_size is not None:
-            ranks(rank, world_size)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _checked_device(device)
         self.batch_size = batch_size
         self._balance, self._epoch_rows, self._tail = _balance.resolve(balance), epoch_rows, tail
         self._budget_bytes = _memory_bytes(memory, self.device)
         self.data = _opened(source, label, index, filesystem)
-        self._extras = tuple(extras)
-        records = [e for e in ("class_id", "row") if e in extras or (e == "class_id" and "weight" in extras)]
-        self._layout = make_layout(self.data.schema, columns, records, dtypes, fill_null)
+        self._layout = make_layout(self.data.schema, columns, self._extras, dtypes, fill_null)
         self._check_memory()
-        self._plan_for(1)  # what is wrong with the plan on any number of ranks is said here already
+        self._check_plan()
         self._cursor = Cursor()
         self.sampler = _EpochSetter(self._cursor)
         self._meter = Meter()
@@ -160,9 +159,7 @@ class BalancedLoader:
     def _tensors(self, records: torch.Tensor) -> dict[str, torch.Tensor]:
         tensors = self._layout.views(records)
         if "weight" in self._extras:
-            tensors["weight"] = self._weights[tensors["class_id"]]
-            if "class_id" not in self._extras:
-                del tensors["class_id"]
+            tensors["weight"] = self._weights[tensors["weight"]]
         return tensors
 
     @property
@@ -189,7 +186,8 @@ class BalancedLoader:
         Raises:
             StateError: The state belongs to other data, another plan or another global batch size.
         """
-        self._seed = checked_seed(self._cursor.load(state, self.plan, self.data.fingerprint))
+        self._meter.settle(self._count_classes)  # with the seed that those rows had
+        self._seed = self._cursor.load(state, self.plan, self.data.fingerprint)
 
     def stats(self) -> LoaderStats:
         """What this rank has delivered so far, and how long it was waited for."""
@@ -224,10 +222,18 @@ class BalancedLoader:
         return torch.from_numpy(self.plan.weights).to(self.device)
 
     def _plan_for(self, world_size: int) -> BalancePlan:
-        batch = self.batch_size * world_size if isinstance(self.batch_size, (int, np.integer)) else self.batch_size
+        batch = whole("batch_size", self.batch_size, 1, MAX_BATCH_ROWS) * world_size
         return make_plan(
             self.class_counts, self._balance, self._epoch_rows, batch, classes=self.classes, tail=self._tail
         )
+
+    def _check_plan(self) -> None:
+        """Say now what is wrong with the plan, as far as that does not hang on a number of ranks yet unknown."""
+        if self._given_ranks != (None, None):
+            _ = self.plan
+            return
+        with suppress(StarvedClassError):  # more ranks stretch the epoch to more rows
+            self._plan_for(1)
 
     def _check_memory(self) -> None:
         needed = self.data.n_rows * self._layout.record_bytes
@@ -257,17 +263,21 @@ def log_prior_correction(loader: BalancedLoader) -> torch.Tensor:
     """What to add to the logits of a model trained on balanced batches to get natural probabilities.
 
     Returns:
-        float32 `[n_classes]`: `log(pi_c / q_c)`, natural over sampled share. For a binary model with one logit add the
-        difference `correction[1] - correction[0]`.
+        float32 `[n_classes]`: `log(pi_c / q_c)`, natural over sampled share; -inf for a class that is never drawn. For
+        a binary model with one logit add the difference `correction[1] - correction[0]`.
 
     Source: Elkan, *The foundations of cost-sensitive learning* (IJCAI 2001), theorem 2, in logit form.
     """
-    return torch.from_numpy(np.log(loader.plan.weights))
+    with np.errstate(divide="ignore"):
+        return torch.from_numpy(np.log(loader.plan.weights))
 
 
 def _opened(source: Any, label: Any, index: Any, filesystem: Any) -> Dataset:
     if isinstance(source, Dataset):
-        names = source.label if label is None else ((label,) if isinstance(label, str) else tuple(label))
+        if index is not None or filesystem is not None:
+            got = "index" if index is not None else "filesystem"
+            raise ArgumentError(explain(got, got="a value, beside a Dataset that is open", allowed="None"))
+        names = source.label if label is None else label_names(label)
         if names != source.label:
             raise ArgumentError(explain("label", got=names, allowed=f"{source.label}, the data set's own, or None"))
         return source
@@ -276,10 +286,23 @@ def _opened(source: Any, label: Any, index: Any, filesystem: Any) -> Dataset:
     return Dataset.open(source, label, index=index, filesystem=filesystem)
 
 
-def _check_extras(extras: Sequence[str]) -> None:
-    unknown = [name for name in ([extras] if isinstance(extras, str) else extras) if name not in EXTRAS]
-    if isinstance(extras, str) or unknown:
-        raise ArgumentError(explain("extras", got=repr(extras), allowed=f"a sequence of names from {EXTRAS}"))
+def _checked_extras(extras: Sequence[str]) -> tuple[str, ...]:
+    """The extras in the order of a record."""
+    allowed = f"a sequence of names from {EXTRAS}"
+    names = names_of("extras", extras, allowed)
+    if isinstance(extras, str) or not set(names) <= set(EXTRAS):
+        raise ArgumentError(explain("extras", got=repr(extras if isinstance(extras, str) else names), allowed=allowed))
+    return tuple(name for name in EXTRAS if name in names)
+
+
+def _checked_device(device: str | torch.device | None) -> torch.device:
+    try:
+        found = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        allowed = "a device of this machine, or None"
+        raise ArgumentError(explain("device", got=f"{device!r} ({error})", allowed=allowed)) from error
+    return found
 
 
 def _memory_bytes(memory: int | str, device: torch.device) -> int:
@@ -293,7 +316,7 @@ def _memory_bytes(memory: int | str, device: torch.device) -> int:
             n_bytes = int(float(memory[: -len(unit)]) * units[unit])
         else:
             n_bytes = int(memory)
-    except (StopIteration, ValueError, TypeError):
+    except (StopIteration, ValueError, TypeError, OverflowError):
         n_bytes = 0
     if n_bytes <= 0 or isinstance(memory, bool):
         raise ArgumentError(

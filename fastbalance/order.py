@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from .checks import whole
+from .cursor import MAX_EPOCHS, MAX_SEEDS
 from .errors import ArgumentError, explain
 from .kernels import dispatch, locate, philox
 from .plan import BalancePlan
@@ -46,10 +48,7 @@ class EpochOrder:
         epoch: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        if not 0 <= seed < 1 << 64:
-            raise ArgumentError(explain("seed", got=seed, allowed="an integer in [0, 2^64)"))
-        if not 0 <= epoch < 1 << 32:
-            raise ArgumentError(explain("epoch", got=epoch, allowed="an integer in [0, 2^32)"))
+        seed, epoch = whole("seed", seed, 0, MAX_SEEDS), whole("epoch", epoch, 0, MAX_EPOCHS)
         self.plan, self.seed, self.epoch = plan, seed, epoch
         self.device = torch.device(device)
         self._kernels = dispatch.kernels_for(self.device)
@@ -155,7 +154,7 @@ def _class_table(class_counts: np.ndarray) -> np.ndarray:
     """Lines of `locate.Block.classes`, int64 `[5, n_classes]`."""
     _, bits = np.frexp(class_counts.astype(np.float64))  # bit_length: counts stay below 2^52
     shifts = bits.astype(np.int64) // 2
-    sides = (class_counts + (1 << shifts) - 1) >> shifts
+    sides = 2 * ((class_counts + (2 << shifts) - 1) >> (shifts + 1))  # bijection.grid, for all classes at once
     magics = np.where(class_counts <= locate.MAGIC_ROWS, 0xFFFFFFFF // class_counts, 0)
     return np.stack([class_counts, np.cumsum(class_counts) - class_counts, sides, shifts, magics])
 

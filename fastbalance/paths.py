@@ -24,6 +24,8 @@ def list_files(source: Any, filesystem: Any) -> list[tuple[pafs.FileSystem, str]
     for item in items:
         if not isinstance(item, str | os.PathLike):
             raise SourceError(explain("source", got=type(item).__name__, allowed=KINDS))
+        if not os.fspath(item):
+            raise SourceError(explain("source", got="an empty path", allowed=KINDS))
     found = []
     for item in items:
         try:

@@ -11,14 +11,15 @@ from typing import Literal
 import numpy as np
 
 from . import balance as _balance
-from .errors import ArgumentError, PlanError, explain
+from .checks import is_whole, whole
+from .errors import ArgumentError, PlanError, StarvedClassError, explain
 from .kernels import cpu
 
 Tail = Literal["keep", "drop", "pad"]
 
 BLOCK_ROWS = 1 << 20  # positions planned and computed together: 8 MiB of places, well under 10 ms on 2 cores
 MAX_EPOCH_ROWS = 1 << 52  # up to here `kernels.cpu.drawn` is exact
-MAX_BATCH_ROWS = 1 << 30
+MAX_BATCH_ROWS = 1 << 30  # exclusive
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,21 +212,22 @@ def make_plan(
     every_row_once = wanted == _balance.natural and epoch_rows is None
     if every_row_once and (tail == "keep" or n_rows % global_batch_size == 0):
         return BalancePlan(counts, counts.copy(), global_batch_size, labels, str(wanted), block_rows)
-    weights = _integer_weights(wanted.weights(counts, labels))
+    shares = _checked_weights(wanted.weights(counts, labels), wanted)
+    weights = _integer_weights(shares)
     rows = _wanted_rows(counts, weights, epoch_rows)
     down = epoch_rows == "under" or (every_row_once and tail == "drop")
     batches = rows // global_batch_size if down else -(-rows // global_batch_size)
     if rows < global_batch_size:
         raise PlanError(
             explain(
-                "batch size",
+                "batch_size",
                 got=f"{global_batch_size:,} rows in a global batch, but an epoch of {rows:,} rows",
                 allowed=f"at most {rows:,}",
                 fix="Take a smaller batch_size, or give epoch_rows.",
             )
         )
     quotas = _largest_remainder(batches * global_batch_size, weights)
-    _check_quotas(quotas, weights, labels)
+    _check_quotas(quotas, shares, labels)
     return BalancePlan(counts, quotas, global_batch_size, labels, str(wanted), block_rows)
 
 
@@ -257,12 +259,11 @@ def _checked_counts(class_counts: Sequence[int] | np.ndarray) -> np.ndarray:
 def _check_arguments(n_classes: int, labels: tuple, epoch_rows: object, batch: object, tail: object) -> None:
     if len(labels) != n_classes:
         raise ArgumentError(explain("classes", got=f"{len(labels)} labels", allowed=f"{n_classes}, one for each class"))
-    if not _is_int(batch) or not 1 <= batch <= MAX_BATCH_ROWS:  # type: ignore[operator]
-        raise ArgumentError(explain("batch size", got=repr(batch), allowed=f"an integer in [1, {MAX_BATCH_ROWS:,}]"))
+    whole("batch_size", batch, 1, MAX_BATCH_ROWS)
     if tail not in ("keep", "drop", "pad"):
         raise ArgumentError(explain("tail", got=repr(tail), allowed='"keep", "drop" or "pad"'))
     named = epoch_rows is None or epoch_rows in ("over", "under")
-    if not named and not (_is_int(epoch_rows) and 1 <= epoch_rows <= MAX_EPOCH_ROWS):  # type: ignore[operator]
+    if not named and not is_whole(epoch_rows, 1, MAX_EPOCH_ROWS + 1):
         raise ArgumentError(
             explain(
                 "epoch_rows",
@@ -272,8 +273,17 @@ def _check_arguments(n_classes: int, labels: tuple, epoch_rows: object, batch: o
         )
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+def _checked_weights(weights: np.ndarray, wanted: _balance.Balance) -> np.ndarray:
+    if not np.isfinite(weights).all() or weights.min() < 0 or weights.max() <= 0:
+        raise PlanError(
+            explain(
+                f"balance {wanted}",
+                got=f"weights from {weights.min():g} to {weights.max():g}",
+                allowed="finite weights >= 0, at least one of them > 0",
+                fix="Take an exponent nearer to [0, 1].",
+            )
+        )
+    return weights
 
 
 def _integer_weights(weights: np.ndarray) -> list[int]:
@@ -313,17 +323,16 @@ def _largest_remainder(rows: int, weights: list[int]) -> np.ndarray:
     return np.array(quotas, np.int64)
 
 
-def _check_quotas(quotas: np.ndarray, weights: list[int], labels: tuple) -> None:
-    starved = [c for c, w in enumerate(weights) if w > 0 and quotas[c] == 0]
-    if starved:
-        c = min(starved, key=lambda c: weights[c])
-        need = -(-sum(weights) // weights[c])
-        raise PlanError(
+def _check_quotas(quotas: np.ndarray, weights: np.ndarray, labels: tuple) -> None:
+    starved = np.flatnonzero((weights > 0) & (quotas == 0))
+    if starved.size:
+        c = starved[weights[starved].argmin()]
+        raise StarvedClassError(
             explain(
                 "epoch_rows",
                 got=f"{int(quotas.sum()):,} rows, of which class {labels[c]!r} would get none "
-                f"({len(starved)} such classes)",
-                allowed=f"about {need:,} rows or more with this balance",
+                f"({starved.size} such classes)",
+                allowed=f"about {math.ceil(min(weights.sum() / weights[c], 2**63)):,} rows or more with this balance",
                 fix="Raise epoch_rows, flatten the balance, or give the class the share 0 in balance.target.",
             )
         )

@@ -18,26 +18,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from .checks import names_of
+from .columns import ARROW_TYPES, TORCH_TYPES, check_fill, element_type, to_numpy
 from .errors import ArgumentError, ColumnError, explain
 
 EXTRAS = ("class_id", "row", "weight")
 _RECORD_ALIGN = 16  # bytes of the widest load that a GPU thread has
-
-_TORCH_TYPES = {
-    pa.bool_(): torch.bool,
-    pa.int8(): torch.int8,
-    pa.int16(): torch.int16,
-    pa.int32(): torch.int32,
-    pa.int64(): torch.int64,
-    pa.uint8(): torch.uint8,
-    pa.uint16(): torch.uint16,
-    pa.uint32(): torch.uint32,
-    pa.uint64(): torch.uint64,
-    pa.float16(): torch.float16,
-    pa.float32(): torch.float32,
-    pa.float64(): torch.float64,
-}
-_ARROW_TYPES = {dtype: kind for kind, dtype in _TORCH_TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -75,8 +61,11 @@ class RecordLayout:
         """The tensors of a batch: views of its records, uint8 `[n, record_bytes]`; no copies."""
         batch = {}
         for field in self.fields:
+            if not field.n_bytes:  # a list column of length 0
+                batch[field.name] = records.new_empty((len(records), *field.shape), dtype=field.dtype)
+                continue
             column = records[:, field.offset : field.offset + field.n_bytes].view(field.dtype)
-            batch[field.name] = column.view(-1, *field.shape) if field.shape else column.squeeze(1)
+            batch[field.name] = column.view(len(records), *field.shape) if field.shape else column.squeeze(1)
         return batch
 
     def arrays(
@@ -94,7 +83,7 @@ class RecordLayout:
                 offsets.append(field.offset)
             offset = field.offset
             for name in field.columns:
-                column = _to_numpy(table.column(name), name, field.dtype, self.fill_null, where)
+                column = to_numpy(table.column(name), name, field.dtype, self.fill_null.get(name), where)
                 arrays.append(column)
                 offsets.append(offset)
                 offset += column.nbytes // max(1, len(table))
@@ -122,12 +111,16 @@ def make_layout(
         ColumnError: A column is missing, of a type that no tensor has, or of another type than those beside it.
         ArgumentError: A name that is no tensor, or used twice.
     """
-    dtypes, fill_null = dict(dtypes or {}), dict(fill_null or {})
+    dtypes, fill_null = _checked_mapping("dtypes", dtypes), _checked_mapping("fill_null", fill_null)
     wanted = _wanted(schema, columns)
     _check_names(wanted, extras, dtypes, fill_null)
     fields, offset = [], 0
     for name, parts in wanted.items():
-        dtype, shape = _tensor_type(schema, name, parts, dtypes.get(name))
+        matrix = isinstance(columns, Mapping) and not isinstance(columns[name], str)
+        dtype, shape = _tensor_type(schema, name, parts, dtypes.get(name), matrix)
+        for part in parts:
+            if part in fill_null:
+                check_fill(part, fill_null[part], dtype)
         offset = _align(offset, min(dtype.itemsize, _RECORD_ALIGN))
         fields.append(Field(name, parts, dtype, shape, offset))
         offset += fields[-1].n_bytes
@@ -144,7 +137,7 @@ def _align(offset: int, to: int) -> int:
 
 def _wanted(schema: pa.Schema, columns: Any) -> dict[str, tuple[str, ...]]:
     if columns is None:
-        names = [field.name for field in schema if _element_type(field.type)[0] in _TORCH_TYPES]
+        names = [field.name for field in schema if element_type(field.type)[0] in TORCH_TYPES]
         return {name: (name,) for name in names}
     if isinstance(columns, str):
         raise ArgumentError(
@@ -155,8 +148,17 @@ def _wanted(schema: pa.Schema, columns: Any) -> dict[str, tuple[str, ...]]:
             )
         )
     if not isinstance(columns, Mapping):
-        return {name: (name,) for name in columns}
-    return {name: (parts,) if isinstance(parts, str) else tuple(parts) for name, parts in columns.items()}
+        return {name: (name,) for name in names_of("columns", columns, "names of columns, or a mapping")}
+    return {
+        name: names_of(f"columns[{name!r}]", parts, "the name of a column, or a list of names")
+        for name, parts in columns.items()
+    }
+
+
+def _checked_mapping(argument: str, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ArgumentError(explain(argument, got=repr(value), allowed="a mapping from names to values, or None"))
+    return dict(value or {})
 
 
 def _check_names(wanted: Mapping, extras: Sequence[str], dtypes: Mapping, fill_null: Mapping) -> None:
@@ -182,18 +184,8 @@ def _check_names(wanted: Mapping, extras: Sequence[str], dtypes: Mapping, fill_n
             raise ArgumentError(explain(argument, got=repr(unknown[0]), allowed=f"one of {sorted(known)}"))
 
 
-def _element_type(kind: pa.DataType) -> tuple[pa.DataType, tuple[int, ...]]:
-    """Type of the elements, and the shape of one row."""
-    if isinstance(kind, pa.FixedShapeTensorType):
-        return kind.value_type, tuple(kind.shape)
-    shape: tuple[int, ...] = ()
-    while pa.types.is_fixed_size_list(kind):
-        shape, kind = (*shape, kind.list_size), kind.value_type
-    return kind, shape
-
-
 def _tensor_type(
-    schema: pa.Schema, name: str, parts: tuple[str, ...], dtype: torch.dtype | None
+    schema: pa.Schema, name: str, parts: tuple[str, ...], dtype: torch.dtype | None, matrix: bool
 ) -> tuple[torch.dtype, tuple[int, ...]]:
     found = []
     for part in parts:
@@ -201,8 +193,8 @@ def _tensor_type(
             raise ColumnError(
                 explain(f"columns[{name!r}]", got=repr(part), allowed=f"a column of the data: {schema.names}")
             )
-        kind, shape = _element_type(schema.field(part).type)
-        if kind not in _TORCH_TYPES:
+        kind, shape = element_type(schema.field(part).type)
+        if kind not in TORCH_TYPES:
             raise ColumnError(
                 explain(
                     f"column {part!r}",
@@ -211,9 +203,9 @@ def _tensor_type(
                     fix="Leave it out with columns=[...], or convert it to numbers when the data is written.",
                 )
             )
-        found.append((part, _TORCH_TYPES[kind], shape))
-    if dtype is not None and dtype not in _ARROW_TYPES:
-        raise ArgumentError(explain(f"dtypes[{name!r}]", got=dtype, allowed=", ".join(map(str, _ARROW_TYPES))))
+        found.append((part, TORCH_TYPES[kind], shape))
+    if dtype is not None and dtype not in ARROW_TYPES:
+        raise ArgumentError(explain(f"dtypes[{name!r}]", got=dtype, allowed=", ".join(map(str, ARROW_TYPES))))
     types = {kind for _, kind, _ in found}
     if dtype is None and len(types) > 1:
         listed = ", ".join(f"{part} {kind}" for part, kind, _ in found)
@@ -226,52 +218,4 @@ def _tensor_type(
             )
         )
     width = sum(math.prod(shape) for _, _, shape in found)
-    return dtype or types.pop(), found[0][2] if len(found) == 1 else (width,)
-
-
-def _to_numpy(
-    column: pa.ChunkedArray, name: str, dtype: torch.dtype, fill_null: Mapping[str, Any], where: str
-) -> np.ndarray:
-    """A column as a contiguous array `[n, ...]` of the wanted type; a view where Arrow's memory serves."""
-    array = (
-        column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-    )
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    n_rows = len(array)
-    nulls = array.null_count
-    while pa.types.is_fixed_size_list(array.type):
-        if nulls:  # flatten() would leave such rows out
-            raise _null_error(name, nulls, where, "Leave the column out, or fill its lists when the data is written.")
-        array = array.flatten()
-        nulls = array.null_count
-    if nulls:
-        if name not in fill_null:
-            raise _null_error(
-                name,
-                nulls,
-                where,
-                f"Give fill_null={{{name!r}: value}}, or leave the column out with columns=[...].",
-            )
-        array = array.fill_null(pa.scalar(fill_null[name], array.type))
-    try:
-        array = array.cast(_ARROW_TYPES[dtype])
-    except pa.ArrowInvalid as error:
-        raise ColumnError(
-            explain(
-                f"column {name!r} ({where})",
-                got=str(error),
-                allowed=f"values that {dtype} can hold",
-                fix="Give another type in dtypes.",
-            )
-        ) from error
-    if dtype == torch.bool:
-        array = array.cast(pa.uint8())  # from bits to bytes
-    values = array.to_numpy(zero_copy_only=True)
-    return values.reshape(n_rows, -1) if len(values) != n_rows else values
-
-
-def _null_error(name: str, nulls: int, where: str, fix: str) -> ColumnError:
-    return ColumnError(
-        explain(f"column {name!r}", got=f"{nulls:,} nulls in {where}", allowed="no nulls in a tensor", fix=fix)
-    )
+    return dtype or types.pop(), (width,) if matrix else found[0][2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Literal
@@ -12,11 +13,12 @@ import torch
 from torch.utils.data import Sampler
 
 from . import balance as _balance
+from .checks import whole
 from .cursor import Cursor, checked_seed, drawn_seed, ranks
-from .errors import LabelError, explain
+from .errors import LabelError, StarvedClassError, explain
 from .kernels import cpu_rows
 from .order import EpochOrder
-from .plan import BalancePlan, Tail, make_plan
+from .plan import MAX_BATCH_ROWS, BalancePlan, Tail, make_plan
 from .split import block_of, check_ranks, rank_places
 
 
@@ -35,8 +37,7 @@ class _Balanced:
         world_size: int | None = None,
         tail: Tail = "keep",
     ) -> None:
-        values = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
-        _check_labels(values)
+        values = _label_values(labels)
         self._classes, class_ids = np.unique(values, return_inverse=True)
         self.class_counts = np.bincount(class_ids)
         if len(self.classes) < 2:
@@ -51,10 +52,11 @@ class _Balanced:
         dtype = np.uint32 if len(values) <= 1 << 32 else np.uint64
         self._class_rows = np.empty(len(values), dtype)
         self._class_rows[cpu_rows.number_rows(class_ids, starts)] = np.arange(len(values), dtype=dtype)
-        self._batch_size, self._balance, self._epoch_rows, self._tail = batch_size, balance, epoch_rows, tail
+        self._batch_size = whole("batch_size", batch_size, 1, MAX_BATCH_ROWS)
+        self._balance, self._epoch_rows, self._tail = balance, epoch_rows, tail
         self._seed, self._given_ranks = checked_seed(seed), (rank, world_size)
         self._cursor = Cursor()
-        make_plan(self.class_counts, balance, epoch_rows, batch_size, classes=self.classes, tail=tail)
+        self._check_plan()
 
     @property
     def classes(self) -> list[Any]:
@@ -65,12 +67,23 @@ class _Balanced:
     def plan(self) -> BalancePlan:
         """What an epoch delivers, over all ranks."""
         rank, world_size = self._ranks
-        plan = make_plan(
-            self.class_counts, self._balance, self._epoch_rows, self._batch_size * world_size,
-            classes=self.classes, tail=self._tail,
-        )  # fmt: skip
+        plan = self._plan_for(world_size)
         check_ranks(plan, rank, world_size)
         return plan
+
+    def _plan_for(self, world_size: int) -> BalancePlan:
+        batch = self._batch_size * world_size
+        return make_plan(
+            self.class_counts, self._balance, self._epoch_rows, batch, classes=self.classes, tail=self._tail
+        )
+
+    def _check_plan(self) -> None:
+        """As `BalancedLoader` does: early, as far as the number of ranks does not decide it."""
+        if self._given_ranks != (None, None):
+            _ = self.plan
+            return
+        with suppress(StarvedClassError):
+            self._plan_for(1)
 
     @cached_property
     def _ranks(self) -> tuple[int, int]:
@@ -101,7 +114,7 @@ class _Balanced:
         Raises:
             StateError: The state belongs to other labels, another plan or another global batch size.
         """
-        self._seed = checked_seed(self._cursor.load(state, self.plan, self._fingerprint))
+        self._seed = self._cursor.load(state, self.plan, self._fingerprint)
 
     def _batches(self) -> Iterator[list[int]]:
         epoch, batch = self._cursor.start()
@@ -109,7 +122,7 @@ class _Balanced:
         while batch < self.plan.n_batches:
             block = block_of(self.plan, batch)
             places = order.places(batch, block.end_batch - batch, *rank_places(block.batch_rows, *self._ranks))
-            for rows in order.rows(places):
+            for rows in order.rows(places).numpy():
                 self._cursor.yielding(epoch, batch, self.plan.n_batches)
                 yield rows.tolist()
                 batch += 1
@@ -156,15 +169,19 @@ class BalancedSampler(_Balanced, Sampler[int]):
         return (row for (row,) in self._batches())
 
 
-def _check_labels(values: np.ndarray) -> None:
-    problem = None
-    if values.ndim != 1 or values.size == 0:
-        problem = f"shape {values.shape}"
-    elif values.dtype.kind == "f":
-        problem = f"{values.dtype}"
-    elif values.dtype.kind not in "biuUSM":
-        kinds = sorted({type(value).__name__ for value in values.tolist()})
-        problem = f"objects of type {', '.join(kinds)}"
+def _label_values(labels: Any) -> np.ndarray:
+    """The labels as an array of integers, bools, strings or dates.
+
+    Raises:
+        LabelError: Labels that are not one such value for each row, all of one kind.
+    """
+    if not isinstance(labels, torch.Tensor):
+        values, problem = _as_array(labels)
+    elif labels.dtype.is_floating_point:  # said before numpy is asked, which has no bfloat16
+        values, problem = np.empty(0), str(labels.dtype).removeprefix("torch.")
+    else:
+        values, problem = labels.detach().cpu().numpy(), None
+    problem = problem or _problem_of(values)
     if problem is not None:
         raise LabelError(
             explain(
@@ -174,3 +191,33 @@ def _check_labels(values: np.ndarray) -> None:
                 fix="Map them to class numbers first; a float label needs bins.",
             )
         )
+    return values
+
+
+def _as_array(labels: Any) -> tuple[np.ndarray, str | None]:
+    """Labels as an array, and what is wrong with them. Python objects must all be of one type."""
+    array = np.asarray(labels) if hasattr(labels, "__array__") else None
+    if array is not None and array.dtype.kind not in "OT":
+        return array, None
+    items = list(labels) if array is None else array.tolist()
+    kinds = sorted({type(item).__name__ for item in items})
+    if kinds == ["str"]:
+        return np.array(items, np.str_), None
+    if len(kinds) > 1 and not all(isinstance(item, (int, np.integer)) for item in items):
+        return np.empty(0), f"objects of type {', '.join(kinds)}"
+    try:
+        return np.array(items), None
+    except ValueError as error:
+        return np.empty(0), str(error)
+
+
+def _problem_of(values: np.ndarray) -> str | None:
+    if values.ndim != 1 or values.size == 0:
+        return f"shape {values.shape}"
+    if values.dtype.kind == "f":
+        return f"{values.dtype}"
+    if values.dtype.kind == "M" and np.isnat(values).any():
+        return "NaT"
+    if values.dtype.kind not in "biuUSM":
+        return f"objects of type {', '.join(sorted({type(value).__name__ for value in values.tolist()}))}"
+    return None

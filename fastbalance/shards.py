@@ -61,6 +61,8 @@ class Shard:
 
     def group_bytes(self, columns: Sequence[str]) -> np.ndarray:
         """Bytes that reading `columns` moves, int64 [n_groups]: the rows at the size of the first group's."""
+        if not len(self.group_rows):
+            return self.group_rows
         sample = int(np.argmax(self.group_rows > 0))
         row_bytes = self.read([sample], columns).nbytes / max(1, self.group_rows[sample])
         return np.ceil(self.group_rows * row_bytes).astype(np.int64)

@@ -49,11 +49,15 @@ class Meter:
         else:
             self._runs.append((epoch, batch, batch + 1))
 
-    def stats(self, count: Callable[[int, int, int], np.ndarray], classes: Sequence[Any]) -> LoaderStats:
-        """The totals. `count(epoch, first, end)` gives the rows of each class in a run of batches."""
+    def settle(self, count: Callable[[int, int, int], np.ndarray]) -> None:
+        """Count the classes of all that was served; `count(epoch, first, end)` gives those of a run of batches."""
         for run in self._runs:
             self._class_counts = self._class_counts + count(*run)
         self._runs.clear()
+
+    def stats(self, count: Callable[[int, int, int], np.ndarray], classes: Sequence[Any]) -> LoaderStats:
+        """The totals."""
+        self.settle(count)
         counts = np.broadcast_to(self._class_counts, len(classes))
         serving_s = self._wait_s - self.load_s
         return LoaderStats(

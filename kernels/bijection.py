@@ -10,15 +10,18 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 TINY_ROWS = 16  # up to here every one of the n! orders comes from one 64-bit word, exactly
-SMALL_ROWS = 4096  # below here the halves are so short that 8 rounds fail the battery: 12
+SMALL_ROWS = 4096  # below here the halves are so short that 8 rounds can fail the battery (at n = 32)
 SMALL_ROUNDS, LARGE_ROUNDS = 12, 8
 N_KEYS = 2 * SMALL_ROUNDS
 
 
 def grid(n: int) -> tuple[int, int]:
-    """Sides `(a, r)` of the grid that covers [0, n): a values on the left, 2^r on the right."""
+    """Sides `(a, r)` of the grid that covers [0, n): a values on the left, 2^r on the right.
+
+    `a` is even, or every permutation would be.
+    """
     r = n.bit_length() // 2
-    return (n + (1 << r) - 1) >> r, r
+    return 2 * ((n + (2 << r) - 1) >> (r + 1)), r
 
 
 def make(jit: Callable, u32: Callable, u64: Callable, where: Callable, is_any: Callable, mulhi: Callable):

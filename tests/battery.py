@@ -81,7 +81,7 @@ def fixed_points(perms: Ints) -> float:
     """Chi-square of the number of fixed points: Poisson(1) for all but small n."""
     k, n = perms.shape
     found = (perms == np.arange(n)).sum(axis=1)
-    deranged = [sum((-1) ** i / factorial(i) for i in range(n - f + 1)) for f in range(4)]
+    deranged = [sum((-1) ** i / factorial(i) for i in range(min(n - f, 20) + 1)) for f in range(4)]
     chance = np.array([share / factorial(f) for f, share in enumerate(deranged)])
     chance = np.append(chance, 1 - chance.sum())
     possible = chance > 1e-9
@@ -305,7 +305,7 @@ def feistel(x: Ints, n: int, keys: list[Words], t0: Words, t1: Words, rounds: in
     y = np.repeat(x[None], len(t0), axis=0)
     walking = np.nonzero(np.ones(y.shape, bool))
     r = n.bit_length() // 2
-    a = np.uint32((n + 2**r - 1) >> r)
+    a = np.uint32(2 * ((n + 2 ** (r + 1) - 1) >> (r + 1)))
     while walking[0].size:
         which = walking[0] if len(t0) > 1 else np.zeros(1, np.int64)
         left, right = (part.astype(np.uint32) for part in np.divmod(y[walking], 2**r))

@@ -42,7 +42,7 @@ def bijection(x: int, n: int, keys: Sequence[int], t0: int, t1: int, *, forward:
     if n <= 16:
         return _unrank(n, t0, t1)[x] if forward else _unrank(n, t0, t1).index(x)
     r = n.bit_length() // 2
-    a = (n + 2**r - 1) >> r
+    a = 2 * ((n + 2 ** (r + 1) - 1) >> (r + 1))
     rounds = range(12 if n < 4096 else 8)
     while True:
         left, right = x >> r, x % 2**r

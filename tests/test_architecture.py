@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 
 # Each file imports only from files above it.
 LAYERS = [
-    *("errors", "shards", "paths", "memory", "source", "encoder", "labels", "index", "dataset"),
-    *("balance", "plan", "split", "cursor", "order", "records", "arena", "stats", "loader", "samplers", "__init__"),
+    *("errors", "checks", "shards", "paths", "memory", "source", "encoder", "labels", "index", "dataset"),
+    *("balance", "plan", "split", "cursor", "order", "columns", "records", "arena", "stats", "loader"),
+    *("samplers", "__init__"),
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),
 ]
 KERNEL_LAYERS = [

@@ -157,44 +157,44 @@ def test_truncated_and_foreign_files(saved, data, tmp_path):
         ((data / "a.parquet").read_bytes(), foreign),
     ):
         path.write_bytes(part)
-        assert message(path, data) == f"{path}: {want}. {FIX}"
+        assert message(path, data) == f"{path}: {want}. {FIX}."
 
 
 def test_another_version(saved, data, monkeypatch, tmp_path):
     monkeypatch.setattr(index_module, "VERSION", b"2")
-    assert message(saved, data) == f"{saved}: got format version 1; allowed: version 2. {FIX}"
+    assert message(saved, data) == f"{saved}: got format version 1; allowed: version 2. {FIX}."
 
 
 def test_another_label(saved, data):
-    assert message(saved, data, "z") == f"{saved}: got an index of the label ['y']; allowed: label ['z']. {FIX}"
+    assert message(saved, data, "z") == f"{saved}: got an index of the label ['y']; allowed: label ['z']. {FIX}."
     assert "allowed: label ['y', 'z']" in message(saved, data, ["y", "z"])
 
 
 def test_a_missing_index_says_how_to_make_one(data, tmp_path):
     text = message(tmp_path / "no", data)
     assert text.startswith(f"index '{tmp_path}/no': got [Errno 2] No such file or directory")
-    assert text.endswith("allowed: a file. To make one: Dataset.open(source, label).save_index(path)")
+    assert text.endswith("allowed: a file. To make one: Dataset.open(source, label).save_index(path).")
 
 
 def test_shards_that_went_came_or_changed(saved, data, tmp_path):
     kept = tmp_path / "kept.parquet"
     shutil.move(data / "d.parquet", kept)
-    want = f"{saved}, shard 'd.parquet': got no such shard; allowed: every shard that was indexed. {FIX_DATA}"
+    want = f"{saved}, shard 'd.parquet': got no such shard; allowed: every shard that was indexed. {FIX_DATA}."
     assert message(saved, data) == want
     write(data / "d.parquet", ["y"])
     as_indexed = "allowed: the shards as they were indexed, in that order"
     assert (
         message(saved, data)
-        == f"{saved}, shard 'd.parquet': got a shard that has changed since; {as_indexed}. {FIX_DATA}"
+        == f"{saved}, shard 'd.parquet': got a shard that has changed since; {as_indexed}. {FIX_DATA}."
     )
     shutil.move(kept, data / "d.parquet")
     order = [data / name for name in ("a.parquet", "d.parquet", "b/c.parquet")]
     assert message(saved, order) == (
-        f"{saved}, shard 'b/c.parquet': got another shard at its place; {as_indexed}. {FIX_DATA}"
+        f"{saved}, shard 'b/c.parquet': got another shard at its place; {as_indexed}. {FIX_DATA}."
     )
     write(data / "b" / "new.parquet", ["y"])
     assert message(saved, data) == (
-        f"{saved}, shard 'b/new.parquet': got a new shard; allowed: only shards that were indexed. {FIX_DATA}"
+        f"{saved}, shard 'b/new.parquet': got a new shard; allowed: only shards that were indexed. {FIX_DATA}."
     )
 
 
@@ -203,7 +203,7 @@ def test_memory_has_no_index(tmp_path):
     with pytest.raises(IndexFileError) as caught:
         save_index(tmp_path / "i", source, scan_labels(source, "y"))
     fix = "Write the data to Parquet first; scanning a table in memory again is cheap"
-    assert str(caught.value) == f"source: got a table in memory; allowed: files. {fix}"
+    assert str(caught.value) == f"source: got a table in memory; allowed: files. {fix}."
     assert not (tmp_path / "i").exists()
 
 

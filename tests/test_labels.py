@@ -178,7 +178,7 @@ def test_floats_are_refused(kind):
     column = pa.array(np.array([1.0, 2.0], plain.to_pandas_dtype()))
     column = column.dictionary_encode().cast(kind) if plain != kind else column
     fix = "Cast it to an integer if its values are whole numbers, else sort them into bins"
-    want = f"label column 'y': got {plain}; allowed: {labels_module.LABEL_TYPES}. {fix}"
+    want = f"label column 'y': got {plain}; allowed: {labels_module.LABEL_TYPES}. {fix}."
     assert message(pa.table({"y": column}), "y") == want
 
 
@@ -186,7 +186,7 @@ def test_floats_are_refused(kind):
 def test_nested_and_other_types_are_refused(values):
     text = message(pa.table({"y": pa.array(values)}), "y")
     assert text.startswith("label column 'y': got ")
-    assert text.endswith("Name another column, or make a column of class numbers or names out of it")
+    assert text.endswith("Name another column, or make a column of class numbers or names out of it.")
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)
@@ -199,7 +199,7 @@ def test_nulls_name_column_number_and_shard(kind, data):
         scan_labels(source, names)
     fix = "Drop these rows, or give them a value of their own before"
     got = "3 nulls, the first of them in shard 1"
-    assert str(caught.value) == f"label column 'c0': got {got}; allowed: labels without nulls. {fix}"
+    assert str(caught.value) == f"label column 'c0': got {got}; allowed: labels without nulls. {fix}."
 
 
 def test_nulls_of_a_second_column_and_a_later_shard():
@@ -222,7 +222,7 @@ def test_too_few_and_too_many_classes():
     assert "label columns 'y', 'z': got one class, (1, 2)" in message(pa.table({"y": [1], "z": [2]}), ["y", "z"])
     text = message(pa.table({"y": range(11)}), "y", max_classes=10)
     fix = "Is it a column of row ids? If not, raise max_classes"
-    assert text == f"label column 'y': got more than 10 classes; allowed: max_classes=10. {fix}"
+    assert text == f"label column 'y': got more than 10 classes; allowed: max_classes=10. {fix}."
     scan = scan_labels(open_source(pa.table({"y": range(10)})), "y", max_classes=10)
     assert len(scan.classes) == 10
 
@@ -257,7 +257,7 @@ def test_values_that_the_scan_did_not_see(kind, seen, other):
     with pytest.raises(SourceError) as caught:
         encoder.encode(changed.read_group(0, names))
     fix = "A shard has changed since: scan the labels again"
-    assert str(caught.value) == f"label column 'c0': got the value {other!r}; allowed: what the scan saw. {fix}"
+    assert str(caught.value) == f"label column 'c0': got the value {other!r}; allowed: what the scan saw. {fix}."
 
 
 def test_pairs_that_the_scan_did_not_see():

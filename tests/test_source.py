@@ -272,7 +272,7 @@ def test_messages_about_what_was_passed(tmp_path):
     assert text.startswith(
         f"source '{tmp_path}/no/*.parquet': got no such file; allowed: a file, a glob, or a directory"
     )
-    assert text.endswith("Check the path; names that begin with '.' or '_' are skipped")
+    assert text.endswith("Check the path; names that begin with '.' or '_' are skipped.")
     assert "no such file" in message(tmp_path / "no")
     (tmp_path / "empty").mkdir()
     assert "files ending in .parquet .pq .arrow" in message(tmp_path / "empty")
@@ -302,7 +302,7 @@ def test_schemas_must_agree_but_for_order_and_metadata(tmp_path):
         ({"x": [1], "y": [2], "z": [3]}, "z", "int64", "no such column"),
     ):
         other = write(tmp_path / "c.parquet", pa.table(table))
-        want = f"{other}, column '{column}': got {got}; allowed: {allowed}, as in {first}. {fix}"
+        want = f"{other}, column '{column}': got {got}; allowed: {allowed}, as in {first}. {fix}."
         assert message(tmp_path) == want
 
 
@@ -348,7 +348,7 @@ def test_a_corrupt_page_names_shard_and_group(tmp_path):
         with pytest.raises(SourceError, match=re.escape(f"{path}, groups [1]: got ")) as caught:
             source.read_groups(groups, ["x"])
         assert isinstance(caught.value.__cause__, OSError)
-        assert str(caught.value).endswith("The file may be damaged: write or copy it again")
+        assert str(caught.value).endswith("The file may be damaged: write or copy it again.")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "file", "lz4"])
