@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
+TURN_S = 0.5
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Case:
     row_bytes: int = 0
     """Bytes that must be read and written for a row; 0: not a question of bandwidth."""
     repeats: int = 5
+    """Turns."""
     seconds: list[float] = field(default_factory=list)
 
     @property
@@ -45,13 +47,20 @@ class Case:
 
 
 def time_in_turn(cases: list[Case]) -> None:
-    """Warm every case up once, then time the cases in turn until each has its repeats."""
+    """Warm every case up once, then time the cases in turn until each has had its turns.
+
+    A short case runs again and again for half a second in each of its turns, so that it meets as much of the machine's
+    drift as a long one.
+    """
     for case in cases:
         case.run()
     for turn in range(max(case.repeats for case in cases)):
         for case in cases:
-            if turn < case.repeats:
-                gc.collect()
+            if turn >= case.repeats:
+                continue
+            gc.collect()
+            until = time.perf_counter() + TURN_S
+            while not case.seconds or time.perf_counter() < until or len(case.seconds) <= turn:
                 started = time.perf_counter()
                 case.run()
                 case.seconds.append(time.perf_counter() - started)

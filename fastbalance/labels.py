@@ -182,10 +182,13 @@ def _small_codes(column: pa.ChunkedArray) -> _Codes | None:
         numbers = chunk.indices.to_numpy()
         return _Codes(numbers, np.zeros(1, numbers.dtype), chunk.dictionary.cast(_value_type(chunk.type)))
     numbers = numbers_of(chunk)
-    if numbers is None or int(numbers.max()) - int(numbers.min()) >= TABLE_SPAN:
+    if numbers is None:
         return None
-    first = numbers.min(keepdims=True)
-    values = pa.array(np.arange(int(numbers.max()) - int(first[0]) + 1).astype(numbers.dtype) + first)
+    first, last = numbers.min(keepdims=True), numbers.max()
+    span = int(last) - int(first[0])
+    if span >= TABLE_SPAN:
+        return None
+    values = pa.array(np.arange(span + 1).astype(numbers.dtype) + first)
     return _Codes(numbers, first, values.cast(chunk.type) if chunk.type == pa.bool_() else values.view(chunk.type))
 
 

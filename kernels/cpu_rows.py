@@ -19,7 +19,9 @@ _kernel = numba.njit(nogil=True, cache=True)
 
 _AHEAD = 16  # rows between a prefetch and its use
 _LINE_BYTES = 64
-_PACK_ROWS = 256  # rows packed column by column at a time: their records stay in the first-level cache
+# Rows packed at a time: one cache line of a 4-byte column. 33 columns into 144 bytes, two threads, Zen 3: 15.7 ns a
+# row; 19 with 128 rows; 25 without the tile, straight into the records.
+_PACK_ROWS = 16
 _GATHER_LEAST = 4096  # rows for a thread of its own: about 200 us of work against 20 us to hand it over
 
 
@@ -108,39 +110,62 @@ def take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return out
 
 
+@intrinsic
+def _stream16(_context, target, source):
+    """Copy 16 aligned bytes past the caches: the target's line is not read first, and pushes nothing out."""
+
+    def generate(context, builder, signature, arguments):
+        pair = ir.VectorType(ir.IntType(64), 2).as_pointer()
+        target, source = (builder.inttoptr(address, pair) for address in arguments)
+        store = builder.store(builder.load(source, align=16), target, align=16)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
 @_kernel
 def _pack(records, record_bytes, places, addresses, offsets, sizes):
     n = places.size
+    room = np.zeros(_PACK_ROWS * record_bytes + _LINE_BYTES, np.uint8)  # zeros: what lies between the columns
+    tile = (room.ctypes.data + _LINE_BYTES - 1) // _LINE_BYTES * _LINE_BYTES
     for start in range(0, n, _PACK_ROWS):
-        stop = min(n, start + _PACK_ROWS)
+        rows = min(n - start, _PACK_ROWS)
         for column in range(addresses.size):
-            source, target, size = addresses[column], records + offsets[column], sizes[column]
+            size = sizes[column]
+            source, target = addresses[column] + start * size, tile + offsets[column]
             if size == 4:
-                for k in range(start, stop):
-                    _copy4(target + places[k] * record_bytes, source + k * 4)
+                for k in range(rows):
+                    _copy4(target + k * record_bytes, source + k * 4)
             elif size == 8:
-                for k in range(start, stop):
-                    _copy8(target + places[k] * record_bytes, source + k * 8)
+                for k in range(rows):
+                    _copy8(target + k * record_bytes, source + k * 8)
             elif size == 1:
-                for k in range(start, stop):
-                    _copy1(target + places[k] * record_bytes, source + k)
+                for k in range(rows):
+                    _copy1(target + k * record_bytes, source + k)
             elif size == 2:
-                for k in range(start, stop):
-                    _copy2(target + places[k] * record_bytes, source + k * 2)
+                for k in range(rows):
+                    _copy2(target + k * record_bytes, source + k * 2)
             else:
-                for k in range(start, stop):
-                    _copy(target + places[k] * record_bytes, source + k * size, size)
+                for k in range(rows):
+                    _copy(target + k * record_bytes, source + k * size, size)
+        for k in range(rows):
+            record, packed = records + places[start + k] * record_bytes, tile + k * record_bytes
+            for byte in range(0, record_bytes, 16):
+                _stream16(record + byte, packed + byte)
+    return room[0]  # keeps `room` alive: the tile is known by its address only
 
 
 def pack(records: torch.Tensor, places: np.ndarray, columns: Sequence[np.ndarray], offsets: Sequence[int]) -> None:
     """Write row k of every column into record `places[k]`.
 
     Args:
-        records: uint8 `[capacity, record_bytes]`, CPU.
+        records: uint8 `[capacity, record_bytes]`, CPU, aligned to 16 bytes. What lies between the columns becomes 0.
         places: int64 `[n]`. Distinct, each in `[0, capacity)`.
         columns: Contiguous arrays of n items each; an item may be several values wide (`[n, width]`).
         offsets: Byte offset of each column in the record.
     """
+    assert records.data_ptr() % 16 == 0, "the records are allocated by numpy or torch, which align to 64"
     _pack(
         records.data_ptr(),
         records.shape[1],
