@@ -6,6 +6,7 @@ One thread computes one position, or moves 16 bytes of a record. All of a call's
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,9 @@ from .philox import SLOT_TWEAK, STRATUM_TWEAK
 from .torch_ops import take
 
 __all__ = ["gather", "order_block", "take"]
+
+# A small batch is a small grid, and no fault of the user's.
+warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-utilization")
 
 THREADS = 256  # of a block; the kernels use 40 registers or fewer, so this fills an SM on every architecture
 
@@ -143,28 +147,29 @@ def gather_kernel(out, records, places, vectors):
     _copy16(out, i64(2 * q), records, i64(2 * (places[k] * vectors + vector)))
 
 
-def _stream() -> Any:
-    """Torch's current stream, as numba names it. (Torch's array interface does not carry it.)"""
-    return cuda.external_stream(torch.cuda.current_stream().cuda_stream)
+def _launch(kernel: Any, n_threads: int, device: torch.device, *arguments: Any) -> None:
+    """Queue a kernel on torch's current stream of a device; tensors are handed over without a copy.
 
-
-def _array(tensor: torch.Tensor) -> Any:
-    return cuda.as_cuda_array(tensor, sync=False)
+    Torch's array interface names no stream, so numba would not wait for torch: the stream is given.
+    """
+    if n_threads == 0:
+        return
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        with cuda.gpus[stream.device.index]:
+            views = [cuda.as_cuda_array(a, sync=False) if isinstance(a, torch.Tensor) else a for a in arguments]
+            kernel[-(-n_threads // THREADS), THREADS, cuda.external_stream(stream.cuda_stream)](*views)
 
 
 def order_block(out: torch.Tensor, first: int, column: int, block: Block) -> None:
     """As `cpu.order_block`, in one launch."""
-    kernel = order_kernel[-(-out.numel() // THREADS), THREADS, _stream()]
-    kernel(
-        _array(out.view(-1)), first, column, out.shape[1], _array(block.classes), _array(block.draws),
-        _array(block.strata), _array(block.keys), block.n_batches, block.grid, block.shift, block.number,
-        block.epoch, block.seed0, block.seed1,
-    )  # fmt: skip
+    arrays = block.classes, block.draws, block.strata, block.keys
+    numbers = block.n_batches, block.grid, block.shift, block.number, block.epoch, block.seed0, block.seed1
+    _launch(order_kernel, out.numel(), out.device, out.view(-1), first, column, out.shape[1], *arrays, *numbers)
 
 
 def gather(out: torch.Tensor, records: torch.Tensor, places: torch.Tensor) -> None:
     """`out[k] = records[places[k]]`: uint8 `[n, record_bytes]`, contiguous, a multiple of 16 bytes a record."""
     vectors = records.shape[1] // 16
-    kernel = gather_kernel[-(-len(places) * vectors // THREADS), THREADS, _stream()]
-    words = [_array(t.view(torch.int64).view(-1)) for t in (out, records)]
-    kernel(*words, _array(places), vectors)
+    target, source = (t.view(torch.int64).view(-1) for t in (out, records))
+    _launch(gather_kernel, len(places) * vectors, out.device, target, source, places, vectors)

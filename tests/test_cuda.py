@@ -32,33 +32,47 @@ print(ptx)
 """
 
 SIMULATE = """
+from contextlib import nullcontext
+from types import SimpleNamespace
 import numpy as np, torch
-from fastbalance import EpochOrder, make_plan
-from fastbalance.kernels import bijection, cpu, cuda as kernels
+import fastbalance as fb, fastbalance.arena, fastbalance.order, fastbalance.kernels.dispatch
+from fastbalance.kernels import cuda as kernels
+
 assert type(kernels.order_kernel).__module__.startswith("numba.cuda.simulator")
-
-class Launch:
-    def __init__(self, order, kernel): self.order, self.kernel = order, kernel
-    def order_block(self, out, first, column, block):
-        arrays = [x.numpy() for x in (block.classes, block.draws, block.strata, block.keys)]
-        threads = 32
-        self.kernel[-(-out.numel() // threads), threads](
-            out.view(-1).numpy(), first, column, out.shape[1], *arrays, block.n_batches, block.grid, block.shift,
-            block.number, block.epoch, block.seed0, block.seed1)
-
 np.seterr(over="ignore")  # words wrap
+# The device and nothing above it is replaced: tensors of the host stand for those of a GPU.
+torch.cuda.device = lambda device: nullcontext()
+torch.cuda.current_stream = lambda: SimpleNamespace(cuda_stream=7, device=SimpleNamespace(index=0))
+kernels.cuda.as_cuda_array = lambda tensor, sync: tensor.numpy()
+streams = []
+kernels.cuda.external_stream = lambda pointer: streams.append(pointer) or 0  # the simulator has none
+kernels.THREADS = 32
+
 for counts, batch, rows in [([40, 3], 7, 140), ([300, 17, 16, 1, 5000], 12, 360), ([2, 1, 1, 30], 1, 33)]:
-    plan = make_plan(counts, "uniform", rows, batch, block_rows=130)
-    order = EpochOrder(None, plan, 2**63 + 5, 3)
+    plan = fb.make_plan(counts, "uniform", rows, batch, block_rows=130)
+    order = fb.EpochOrder(None, plan, 2**63 + 5, 3)
     wanted = order.positions(0, plan.epoch_rows)
-    order._kernels = Launch(order, kernels.order_kernel)
+    order._kernels = kernels
     assert torch.equal(order.positions(0, plan.epoch_rows), wanted), counts
 
-records = np.random.default_rng(0).integers(0, 2**63, (50, 6)).astype(np.uint64)
-places = np.random.default_rng(1).integers(0, 50, 33)
-out = np.zeros((33, 6), np.uint64)
-kernels.gather_kernel[4, 32](out.reshape(-1), records.reshape(-1), places, 3)
-assert (out == records[places]).all()
+data = {"x": torch.rand(90, 5), "b": torch.rand(90) < 0.5, "y": torch.arange(90) % 7 // 6}
+def run(rank):
+    options = dict(label="y", batch_size=6, device="cpu", extras=("row", "class_id", "weight"))
+    loader = fb.BalancedLoader(data, rank=rank, world_size=2, **options)
+    return [batch for _ in range(2) for batch in loader]
+wanted = [run(0), run(1)]
+for module in (fb.order, fb.arena):
+    module.dispatch = SimpleNamespace(**{**vars(fb.kernels.dispatch), "kernels_for": lambda device: kernels})
+    module.kernels_for = lambda device: kernels
+launches = []
+launch = kernels._launch
+kernels._launch = lambda kernel, *rest: (launches.append(kernel), launch(kernel, *rest))
+for rank in (0, 1):
+    for got, want in zip(run(rank), wanted[rank], strict=True):
+        assert all(torch.equal(got[name], want[name]) for name in want)
+assert {kernel for kernel in launches} == {kernels.order_kernel, kernels.gather_kernel}
+assert len(launches) == 8, "one launch of each kernel for an epoch that fits a block and a chunk"
+assert set(streams) == {7}, "torch's current stream"
 print("simulated")
 """
 
