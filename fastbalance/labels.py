@@ -21,6 +21,7 @@ from .kernels import cpu_rows
 from .source import Source
 
 LABEL_TYPES = "integers, bool, string, binary, dictionaries of those, date, time, timestamp, decimal"
+_NEAR_SPAN = 2**12  # labels are mostly small numbers: 64 KiB of counts
 _COUNT_ROWS = 2**15  # at a time: temporary arrays of megabytes cost more in page faults than the work on them
 
 
@@ -142,10 +143,13 @@ class _Distinct:
 
 
 def _count(table: pa.Table) -> _Count:
-    """Count the distinct rows of a table of label columns, in the fastest of three ways."""
+    """Count the distinct rows of a table of label columns, in the fastest way that there is for them."""
     names = table.column_names
     if table.schema.types == [pa.bool_()] and not table.column(0).null_count:
         return _count_bools(table)
+    near = _count_near(table)
+    if near is not None:
+        return near
     parts = [part for part in map(_small_codes, table.columns) if part]
     if len(parts) == len(names) and math.prod(len(part.values) for part in parts) <= TABLE_SPAN:
         return _count_codes(names, parts)
@@ -163,6 +167,25 @@ def _count_bools(table: pa.Table) -> _Count:
     rows = np.array([len(table) - true_rows, true_rows], np.int64)
     present = pa.array(np.flatnonzero(rows), pa.int64()).cast(pa.bool_())
     return _Count(pa.table([present], table.column_names), rows[rows > 0])
+
+
+def _count_near(table: pa.Table) -> _Count | None:
+    """`_count` for one column of integers or dates that lie near each other; None where they do not.
+
+    One pass: 0.3 ms for 2^18 rows, where finding their range first takes 0.8.
+    """
+    chunk = table.column(0).chunk(0) if table.num_columns == table.column(0).num_chunks == 1 and len(table) else None
+    numbers = None if chunk is None else numbers_of(chunk)
+    if chunk is None or numbers is None:
+        return None
+    first = numbers[:1].astype(np.int64) - _NEAR_SPAN // 2  # an array: its arithmetic wraps without a warning
+    counts = np.zeros((2, _NEAR_SPAN), np.int64)
+    if not cpu_rows.count_near(numbers, first[0], counts):
+        return None
+    rows = counts.sum(axis=0)
+    present = np.flatnonzero(rows)
+    values = pa.array((first + present).astype(numbers.dtype))
+    return _Count(pa.table([values.view(chunk.type)], table.column_names), rows[present])
 
 
 class _Codes(NamedTuple):

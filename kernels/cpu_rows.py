@@ -201,3 +201,18 @@ def count(keys, counts):
     """Add to `counts`, int64 `[n]`, how often each key in [0, n) comes. (numpy's bincount keeps the GIL.)"""
     for k in range(keys.size):
         counts[keys[k]] += 1
+
+
+@_kernel
+def count_near(numbers, first, counts):
+    """Add to `counts`, int64 `[2, n]`, how often each of `first, .., first + n - 1` comes; False if another comes.
+
+    Two rows of counts, to be added up: where all numbers are equal, every increment would wait for the last one.
+    """
+    n = np.uint64(counts.shape[1])
+    for k in range(numbers.size):
+        key = np.uint64(np.int64(numbers[k])) - np.uint64(first)
+        if key >= n:
+            return False
+        counts[k & 1, np.int64(key)] += 1
+    return True
