@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
-# The build that the tests ran with. Any torch >= 2.6 serves: TORCH="torch" takes the newest.
+# The build that the tests ran with; TORCH=torch takes the newest.
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin

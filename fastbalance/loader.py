@@ -32,7 +32,7 @@ from .split import block_of, check_ranks, rank_places
 from .stats import LoaderStats, Meter
 
 # Batches are gathered several at a time, and handed out as slices: a hand-over to threads (20 us) and a kernel launch
-# (50 us) are then paid once for all of them. A batch that is kept alive keeps its neighbours alive too.
+# (50 us) are then paid once for all of them.
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
 _MEMORY_SHARE = 0.8  # of what is free, for memory="auto"
 
@@ -43,6 +43,9 @@ class BalancedLoader:
     Iterating gives one epoch of `dict[str, Tensor]`. The order is a pure function of (data, plan, seed, epoch); every
     class is an endless stream of shuffled passes over its rows, and an epoch goes on where the last one stopped. So
     nothing is left out for good, and copies of a row are a whole pass apart.
+
+    Batches are slices of a few MiB that were gathered together: one that is kept alive keeps its neighbours alive too
+    (`.clone()` what is kept). Writing to a batch changes no other.
 
     Args:
         source: Path, glob, directory, URI, list of them; `pa.Table`, dict of arrays or tensors, `datasets.Dataset`; or
@@ -149,7 +152,7 @@ class BalancedLoader:
             block = block_of(self.plan, batch)
             start, stop = rank_places(block.batch_rows, *self._ranks)
             places = order.places(batch, block.end_batch - batch, start, stop)
-            n_batches = max(1, chunk_bytes // ((stop - start) * self._layout.record_bytes))
+            n_batches = max(1, chunk_bytes // max(1, (stop - start) * self._layout.record_bytes))
             for chunk in places.split(n_batches):
                 records = self._arena.gather(chunk.reshape(-1))
                 for part in records.split(stop - start):

@@ -515,7 +515,7 @@ def test_columns_of_different_types():
 
 NULLS = {
     "i": pa.array([None, *range(11)], pa.int32()),
-    "h": pa.array([None, *([1.0] * 11)], pa.float16()),
+    "h": pa.array([None, *([np.float16(1)] * 11)], pa.float16()),
     "b": pa.array([None, *([True] * 11)]),
     "f": pa.array([None, 0.5, *([None] * 10)], pa.float32()),
     "v": pa.array([[1.0, None], *([[1.0, 2.0]] * 11)], pa.list_(pa.float32(), 2)),
