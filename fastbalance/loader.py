@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,15 +19,16 @@ import torch
 
 from . import balance as _balance
 from .arena import Arena, load_arena
-from .checks import names_of, whole
-from .cursor import Cursor, checked_seed, drawn_seed, ranks
+from .checks import names_of
+from .cursor import Cursor
 from .dataset import Dataset
-from .errors import ArgumentError, PlanError, StarvedClassError, explain
+from .errors import ArgumentError, PlanError, explain
 from .labels import label_names
 from .order import EpochOrder
-from .plan import MAX_BATCH_ROWS, BalancePlan, Tail, make_plan
+from .plan import Tail
 from .records import EXTRAS, make_layout
-from .split import block_of, check_ranks, rank_places
+from .run import Run
+from .split import block_of, rank_places
 from .stats import LoaderStats, Meter
 
 # Batches are gathered several at a time, and handed out as slices: a hand-over to threads (20 us) and a kernel launch
@@ -37,7 +37,7 @@ _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
 _MEMORY_SHARE = 0.8  # of what is free, for memory="auto"
 
 
-class BalancedLoader:
+class BalancedLoader(Run):
     """Batches of a chosen class distribution, from Parquet, Arrow or tensors, as tensors on a device.
 
     Iterating gives one epoch of `dict[str, Tensor]`. The order is a pure function of (data, plan, seed, epoch); every
@@ -96,18 +96,14 @@ class BalancedLoader:
         index: Any = None,
         filesystem: Any = None,
     ) -> None:
+        super().__init__(batch_size, balance, epoch_rows, tail, seed, rank, world_size)
         self._extras = _checked_extras(extras)
-        self._seed = checked_seed(seed)
-        self._given_ranks = rank, world_size
         self.device = _checked_device(device)
-        self.batch_size = batch_size
-        self._balance, self._epoch_rows, self._tail = _balance.resolve(balance), epoch_rows, tail
         self._budget_bytes = _memory_bytes(memory, self.device)
         self.data = _opened(source, label, index, filesystem)
         self._layout = make_layout(self.data.schema, columns, self._extras, dtypes, fill_null)
         self._check_memory()
         self._check_plan()
-        self._cursor = Cursor()
         self.sampler = _EpochSetter(self._cursor)
         self._meter = Meter()
 
@@ -121,13 +117,9 @@ class BalancedLoader:
         """Rows of each class, int64 `[n_classes]`."""
         return self.data.class_counts
 
-    @cached_property
-    def plan(self) -> BalancePlan:
-        """What an epoch delivers, over all ranks. The first use settles rank and world size."""
-        rank, world_size = self._ranks
-        plan = self._plan_for(world_size)
-        check_ranks(plan, rank, world_size)
-        return plan
+    @property
+    def _fingerprint(self) -> str:
+        return self.data.fingerprint
 
     def __len__(self) -> int:
         """Batches of an epoch: the same on every rank."""
@@ -165,32 +157,11 @@ class BalancedLoader:
             tensors["weight"] = self._weights[tensors["weight"]]
         return tensors
 
-    @property
-    def seed(self) -> int:
-        """The seed; drawn now where it was None."""
-        if self._seed is None:
-            self._seed = drawn_seed()
-        return self._seed
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; a position loaded for this same epoch is kept."""
-        self._cursor.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the run is, counted by what was yielded: small, JSON, good for any number of ranks.
-
-        Taken in the last step of an epoch it names the start of the next one.
-        """
-        return self._cursor.save(self.seed, self.plan, self.data.fingerprint)
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was saved, with its seed: the rest equals the run that was never stopped.
-
-        Raises:
-            StateError: The state belongs to other data, another plan or another global batch size.
-        """
         self._meter.settle(self._count_classes)  # with the seed that those rows had
-        self._seed = self._cursor.load(state, self.plan, self.data.fingerprint)
+        super().load_state_dict(state)
+
+    load_state_dict.__doc__ = Run.load_state_dict.__doc__
 
     def stats(self) -> LoaderStats:
         """What this rank has delivered so far, and how long it was waited for."""
@@ -210,10 +181,6 @@ class BalancedLoader:
         return counts
 
     @cached_property
-    def _ranks(self) -> tuple[int, int]:
-        return ranks(*self._given_ranks)
-
-    @cached_property
     def _arena(self) -> Arena:
         started_s = time.perf_counter()
         arena = load_arena(self.data, self._layout, self.device)
@@ -223,20 +190,6 @@ class BalancedLoader:
     @cached_property
     def _weights(self) -> torch.Tensor:
         return torch.from_numpy(self.plan.weights).to(self.device)
-
-    def _plan_for(self, world_size: int) -> BalancePlan:
-        batch = whole("batch_size", self.batch_size, 1, MAX_BATCH_ROWS) * world_size
-        return make_plan(
-            self.class_counts, self._balance, self._epoch_rows, batch, classes=self.classes, tail=self._tail
-        )
-
-    def _check_plan(self) -> None:
-        """Say now what is wrong with the plan, as far as that does not hang on a number of ranks yet unknown."""
-        if self._given_ranks != (None, None):
-            _ = self.plan
-            return
-        with suppress(StarvedClassError):  # more ranks stretch the epoch to more rows
-            self._plan_for(1)
 
     def _check_memory(self) -> None:
         needed = self.data.n_rows * self._layout.record_bytes

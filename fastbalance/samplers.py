@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Literal
@@ -13,17 +12,19 @@ import torch
 from torch.utils.data import Sampler
 
 from . import balance as _balance
-from .checks import whole
-from .cursor import Cursor, checked_seed, drawn_seed, ranks
-from .errors import LabelError, StarvedClassError, explain
+from .errors import LabelError, explain
 from .kernels import cpu_rows
 from .order import EpochOrder
-from .plan import MAX_BATCH_ROWS, BalancePlan, Tail, make_plan
-from .split import block_of, check_ranks, rank_places
+from .plan import Tail
+from .run import Run
+from .split import block_of, rank_places
 
 
-class _Balanced:
-    """What both samplers share: labels -> classes -> plan -> batches of row numbers."""
+class _Balanced(Run):
+    """What both samplers share: labels -> classes -> batches of row numbers.
+
+    A state counts what was yielded, and a DataLoader's workers fetch ahead of what training has seen.
+    """
 
     def __init__(
         self,
@@ -37,9 +38,10 @@ class _Balanced:
         world_size: int | None = None,
         tail: Tail = "keep",
     ) -> None:
+        super().__init__(batch_size, balance, epoch_rows, tail, seed, rank, world_size)
         values = _label_values(labels)
         self._classes, class_ids = np.unique(values, return_inverse=True)
-        self.class_counts = np.bincount(class_ids)
+        self._class_counts = np.bincount(class_ids)
         if len(self.classes) < 2:
             raise LabelError(
                 explain(
@@ -52,10 +54,6 @@ class _Balanced:
         dtype = np.uint32 if len(values) <= 1 << 32 else np.uint64
         self._class_rows = np.empty(len(values), dtype)
         self._class_rows[cpu_rows.number_rows(class_ids, starts)] = np.arange(len(values), dtype=dtype)
-        self._batch_size = whole("batch_size", batch_size, 1, MAX_BATCH_ROWS)
-        self._balance, self._epoch_rows, self._tail = balance, epoch_rows, tail
-        self._seed, self._given_ranks = checked_seed(seed), (rank, world_size)
-        self._cursor = Cursor()
         self._check_plan()
 
     @property
@@ -63,58 +61,14 @@ class _Balanced:
         """The label value of each class id."""
         return self._classes.tolist()
 
-    @cached_property
-    def plan(self) -> BalancePlan:
-        """What an epoch delivers, over all ranks."""
-        rank, world_size = self._ranks
-        plan = self._plan_for(world_size)
-        check_ranks(plan, rank, world_size)
-        return plan
-
-    def _plan_for(self, world_size: int) -> BalancePlan:
-        batch = self._batch_size * world_size
-        return make_plan(
-            self.class_counts, self._balance, self._epoch_rows, batch, classes=self.classes, tail=self._tail
-        )
-
-    def _check_plan(self) -> None:
-        """As `BalancedLoader` does: early, as far as the number of ranks does not decide it."""
-        if self._given_ranks != (None, None):
-            _ = self.plan
-            return
-        with suppress(StarvedClassError):
-            self._plan_for(1)
-
-    @cached_property
-    def _ranks(self) -> tuple[int, int]:
-        return ranks(*self._given_ranks)
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Rows of each class, int64 `[n_classes]`."""
+        return self._class_counts
 
     @cached_property
     def _fingerprint(self) -> str:
         return blake2b(self._class_rows.tobytes(), digest_size=16).hexdigest()
-
-    @property
-    def seed(self) -> int:
-        """The seed; drawn now where it was None."""
-        if self._seed is None:
-            self._seed = drawn_seed()
-        return self._seed
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; a position loaded for this same epoch is kept."""
-        self._cursor.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the run is, counted by what was yielded. DataLoader workers fetch ahead of what training has seen."""
-        return self._cursor.save(self.seed, self.plan, self._fingerprint)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was saved.
-
-        Raises:
-            StateError: The state belongs to other labels, another plan or another global batch size.
-        """
-        self._seed = self._cursor.load(state, self.plan, self._fingerprint)
 
     def _batches(self) -> Iterator[list[int]]:
         epoch, batch = self._cursor.start()

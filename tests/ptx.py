@@ -16,13 +16,11 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 Array: TypeAlias = np.ndarray
-Argument: TypeAlias = "Array | int"
 
-MAX_STEPS = 100_000  # straight stretches of code in one launch; a loop that never ends is an error
+MAX_STEPS = 3_000  # straight stretches of code in one launch; a loop that never ends is an error
 UNWRITTEN = 0xDEADBEEFDEADBEEF  # what a register holds before the first write
 
-TYPES = {f"{letter}{bits}": np.dtype(f"{kind}{bits // 8}") for letter, kind in ("b", "u"), ("u", "u"), ("s", "i")
-         for bits in (8, 16, 32, 64)}  # fmt: skip
+TYPES = {f"{a}{8 * size}": np.dtype(f"{b}{size}") for a, b in ("bu", "uu", "si") for size in (1, 2, 4, 8)}
 PREDICATE = np.dtype(bool)
 WIDER = {np.dtype(f"{kind}{size}"): np.dtype(f"{kind}{2 * size}") for kind in "ui" for size in (1, 2, 4)}
 
@@ -58,10 +56,17 @@ def _divide(x: Array, y: Array) -> Array:
     return (x - _remainder(x, y)) // y  # toward zero
 
 
+def _select(x: Array, y: Array, condition: Array) -> Array:
+    return np.where(condition, x, y)
+
+
+COMPARE = dict(eq=np.equal, ne=np.not_equal, lt=np.less, le=np.less_equal, gt=np.greater, ge=np.greater_equal)
+COMPARE |= dict(lo=np.less, ls=np.less_equal, hi=np.greater, hs=np.greater_equal)  # the unsigned spelling
 # Operation without its type -> what it does, and the types of its operands: t: the instruction's, w: twice as wide,
 # u: u32, p: predicate.
 ALU: dict[str, tuple[Callable[..., Array], str]] = {
     "mov": (np.copy, "t"),
+    "ld.param": (np.copy, "t"),
     "cvta.to.global": (np.copy, "t"),  # there is one address space
     "add": (np.add, "tt"),
     "sub": (np.subtract, "tt"),
@@ -83,17 +88,8 @@ ALU: dict[str, tuple[Callable[..., Array], str]] = {
     "not": (np.invert, "t"),
     "shl": (lambda x, bits: x << _amount(x, bits), "tu"),
     "shr": (lambda x, bits: x >> _amount(x, bits), "tu"),
-    "selp": (lambda x, y, condition: np.where(condition, x, y), "ttp"),
-    "setp.eq": (np.equal, "tt"),
-    "setp.ne": (np.not_equal, "tt"),
-    "setp.lt": (np.less, "tt"),
-    "setp.le": (np.less_equal, "tt"),
-    "setp.gt": (np.greater, "tt"),
-    "setp.ge": (np.greater_equal, "tt"),
-    "setp.lo": (np.less, "tt"),
-    "setp.ls": (np.less_equal, "tt"),
-    "setp.hi": (np.greater, "tt"),
-    "setp.hs": (np.greater_equal, "tt"),
+    "selp": (_select, "ttp"),
+    **{f"setp.{name}": (compare, "tt") for name, compare in COMPARE.items()},
     **{f"cvt.{name}": (lambda x, dtype=dtype: x.astype(dtype), "t") for name, dtype in TYPES.items()},
 }
 JUMPS = {"bra", "bra.uni", "ret", "exit"}
@@ -101,7 +97,6 @@ MEMORY = re.compile(r"(ld|st)(\.global)?(\.v[24])?")
 
 
 class Instruction(NamedTuple):
-    text: str
     guard: str  # predicate that must hold, or ""
     is_negated: bool  # it must not hold
     operation: str  # without the type
@@ -116,39 +111,42 @@ class Kernel(NamedTuple):
     starts: list[int]  # where straight stretches of code begin, and the end
 
 
+def _is_known(operation: str, target: str) -> bool:
+    if operation in ALU:  # a mov may take a word apart
+        return bool(re.fullmatch(r"%\w+", target)) or (operation == "mov" and target.startswith("{"))
+    return bool(MEMORY.fullmatch(operation))
+
+
 def _decode(text: str) -> Instruction:
-    match = re.fullmatch(r"(?:@(!?)(%\w+)\s+)?([\w.]+)\s*(.*)", text, re.DOTALL)
-    if match is None:
+    if not (match := re.fullmatch(r"(?:@(!?)(%p\d+)\s+)?([\w.]+)\s*(.*)", text, re.DOTALL)):
         raise UnknownInstruction(text)
-    negation, guard, opcode, rest = match.groups()
+    negation, guard, opcode, rest = match.groups(default="")
     operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", rest)
     if opcode in JUMPS:
-        return Instruction(text, guard or "", bool(negation), opcode, PREDICATE, operands)
+        return Instruction(guard, bool(negation), opcode, PREDICATE, operands)
     operation, _, kind = opcode.rpartition(".")
     is_logic = kind == "pred" and operation in {"mov", "and", "or", "xor", "not"}
     dtype = PREDICATE if is_logic else TYPES.get(kind)
     n_operands = 1 + len(ALU[operation][1]) if operation in ALU else 2
-    known = operation in ALU or operation == "ld.param" or MEMORY.fullmatch(operation)
-    if dtype is None or not known or len(operands) != n_operands:
+    if dtype is None or len(operands) != n_operands or not _is_known(operation, operands[0]):
         raise UnknownInstruction(text)
-    return Instruction(text, guard or "", bool(negation), operation, dtype, operands)
+    return Instruction(guard, bool(negation), operation, dtype, operands)
 
 
 @lru_cache(maxsize=32)
 def parse(ptx: str, entry: str) -> Kernel:
     """The kernel whose mangled name contains `entry`."""
-    source = re.sub(r"//[^\n]*", "", ptx)
-    match = re.search(rf"\.entry\s+[\w$]*{entry}[\w$]*\s*\(([^)]*)\)[^{{]*\{{(.*?)\n\}}", source, re.DOTALL)
-    if match is None:
+    kernel = rf"\.entry\s+[\w$]*{entry}[\w$]*\s*\(([^)]*)\)[^{{]*\{{(.*?)\n\}}"
+    if not (match := re.search(kernel, re.sub(r"//[^\n]*", "", ptx), re.DOTALL)):
         raise PtxError(f"no kernel {entry}")
     header, body = match.groups()
     code: list[Instruction] = []
     labels: dict[str, int] = {}
-    for part in body.split(";"):
-        *names, statement = re.split(r"([$\w]+):(?=\s)", part)
-        labels.update({name: len(code) for name in names if name.strip()})
-        if (text := statement.strip()) and not re.match(r"\.(reg|pragma)\s", text):
-            code.append(_decode(text))
+    for statement in map(str.strip, body.replace(":", ":;").split(";")):
+        if statement.endswith(":"):
+            labels[statement[:-1]] = len(code)
+        elif statement and not re.match(r"\.(reg|pragma)\s", statement):
+            code.append(_decode(statement))
     behind_jumps = {k + 1 for k, instruction in enumerate(code) if instruction.operation in JUMPS}
     starts = sorted({*labels.values(), *behind_jumps, len(code)})
     return Kernel(re.findall(r"([\w$]+)\s*(?:,|$)", header.strip()), code, labels, starts)
@@ -193,20 +191,24 @@ class Memory:
             array[...] = self.bytes[part].view(array.dtype).reshape(array.shape)
 
 
+def _names(vector: str) -> list[str]:
+    return vector.strip("{}").replace(",", " ").split()
+
+
 class _Launch:
     def __init__(self, kernel: Kernel, grid: int, block: int, memory: Memory, values: Sequence[int]) -> None:
         if len(values) != len(kernel.parameters):
             raise PtxError(f"{len(values)} parameters for a kernel that takes {len(kernel.parameters)}")
         self._kernel, self._memory = kernel, memory
-        self._parameters = {f"[{name}]": value for name, value in zip(kernel.parameters, values, strict=True)}
         threads = np.arange(grid * block, dtype=np.uint64)
-        self._special = {
+        parameters = zip(kernel.parameters, values, strict=True)
+        self._registers = {
+            **{f"[{name}]": np.full_like(threads, value % 2**64) for name, value in parameters},
             "%tid.x": threads % block,
             "%ctaid.x": threads // block,
             "%ntid.x": np.full_like(threads, block),
             "%nctaid.x": np.full_like(threads, grid),
         }
-        self._registers: dict[str, Array] = {}
         self._pc = np.zeros(threads.size, np.int64)
 
     def run(self) -> None:
@@ -223,19 +225,17 @@ class _Launch:
         raise PtxError(f"still running after {MAX_STEPS:,} steps")
 
     def _execute(self, instruction: Instruction, lanes: Array) -> None:
-        _, guard, is_negated, operation, dtype, operands = instruction
+        guard, is_negated, operation, dtype, operands = instruction
         if guard:
             lanes = lanes[self._read(guard, PREDICATE, lanes) != is_negated]
         if operation in JUMPS:
             self._pc[lanes] = self._kernel.labels[operands[0]] if operands else len(self._kernel.code)
         elif operation in ALU:
             compute, kinds = ALU[operation]
-            types = {"t": dtype, "w": WIDER.get(dtype), "u": TYPES["u32"], "p": PREDICATE}
-            inputs = [self._read(name, types[kind], lanes) for name, kind in zip(operands[1:], kinds, strict=True)]
-            self._write(operands[0], compute(*inputs), lanes)
-        elif operation == "ld.param":
-            value = self._read(str(self._parameters[operands[1]]), dtype, lanes)
-            self._write(operands[0], value, lanes)
+            types = {"t": dtype, "w": WIDER.get(dtype, dtype), "u": TYPES["u32"], "p": PREDICATE}
+            target, *sources = operands
+            values = [self._read(name, types[kind], lanes) for name, kind in zip(sources, kinds, strict=True)]
+            self._write(target, compute(*values), lanes)
         else:
             self._move(operation, dtype, operands, lanes)
 
@@ -243,9 +243,9 @@ class _Launch:
         """A load or a store, of one word or of a vector."""
         is_load = operation.startswith("ld")
         words, place = operands if is_load else reversed(operands)
-        names = words.strip("{}").replace(",", " ").split()
-        register, _, shift = place.strip("[]").partition("+")
-        addresses = self._read(register, TYPES["u64"], lanes) + self._read(shift or "0", TYPES["u64"], lanes)
+        base, _, shift = place.strip("[]").partition("+")
+        names, addresses = _names(words), self._read(base, TYPES["u64"], lanes)
+        addresses += self._read(shift or "0", TYPES["u64"], lanes)
         offsets = self._memory.offsets(addresses, dtype.itemsize * len(names), lanes) // dtype.itemsize
         memory = self._memory.bytes.view(dtype)
         for k, name in enumerate(names):
@@ -255,17 +255,22 @@ class _Launch:
                 memory[offsets + k] = self._read(name, dtype, lanes)
 
     def _read(self, operand: str, dtype: np.dtype, lanes: Array) -> Array:
-        """A register or a number, cut to the width of a type."""
-        if operand in self._special:
-            return self._special[operand][lanes].astype(dtype)
-        if operand.startswith("%"):
+        """A register, a parameter or a number, cut to the width of a type."""
+        if operand in self._registers or re.fullmatch(r"%[a-z]+\d+", operand):
             return self._register(operand, dtype)[lanes].astype(dtype)
         if not re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)U?", operand):
             raise UnknownInstruction(f"operand {operand}")
         return np.full(lanes.size, int(operand.rstrip("U"), 0) % 2**64, np.uint64).astype(dtype)
 
     def _write(self, operand: str, value: Array, lanes: Array) -> None:
-        self._register(operand, value.dtype)[lanes] = value  # a signed value is extended by its sign
+        """Into a register; or in equal parts, the lowest first, into several: `_` takes one that nobody wants."""
+        if operand.startswith("{"):
+            names = _names(operand)
+            parts = value.view(f"u{value.itemsize // len(names)}").reshape(-1, len(names)).T
+            for name, part in zip(names, parts, strict=True):
+                self._write(name, part, lanes)
+        elif operand != "_":
+            self._register(operand, value.dtype)[lanes] = value  # a signed value is extended by its sign
 
     def _register(self, name: str, dtype: np.dtype) -> Array:
         if name not in self._registers:
@@ -274,7 +279,7 @@ class _Launch:
         return self._registers[name]
 
 
-def launch(ptx: str, entry: str, grid: int, block: int, arguments: Sequence[Argument]) -> None:
+def launch(ptx: str, entry: str, grid: int, block: int, arguments: Sequence[Array | int]) -> None:
     """Execute a kernel that numba compiled, on `grid` times `block` threads; arrays are changed in place.
 
     numba passes an array as (meminfo, parent, items, bytes of an item, address, shape.., strides..).

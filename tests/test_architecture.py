@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # Each file imports only from files above it.
 LAYERS = [
     *("errors", "checks", "shards", "paths", "memory", "source", "encoder", "labels", "index", "dataset"),
-    *("balance", "plan", "split", "cursor", "order", "columns", "records", "arena", "stats", "loader"),
+    *("balance", "plan", "split", "cursor", "run", "order", "columns", "records", "arena", "stats", "loader"),
     *("samplers", "__init__"),
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),
 ]
