@@ -81,8 +81,10 @@ def make(jit: Callable, u32: Callable, u64: Callable, where: Callable, is_any: C
         while is_any(outside):
             lhs, rhs = u32(u64(y) >> u64(r)), u32(u32(y) & mask)
             for i in range(0, 2 * n_rounds, 4):
-                lhs = left(lhs, rhs, a, u32(keys[i] ^ t0), u32(keys[i + 1] + t1))
-                rhs = right(lhs, rhs, down, u32(keys[i + 2] ^ t0), u32(keys[i + 3] + t1))
+                # Unsigned: a signed index costs four GPU instructions, for the case that it is negative.
+                i0, i1, i2, i3 = u64(i), u64(i + 1), u64(i + 2), u64(i + 3)
+                lhs = left(lhs, rhs, a, u32(keys[i0] ^ t0), u32(keys[i1] + t1))
+                rhs = right(lhs, rhs, down, u32(keys[i2] ^ t0), u32(keys[i3] + t1))
             y = where(outside, (u64(lhs) << u64(r)) | u64(rhs), y)
             outside = y >= n
         return y

@@ -27,7 +27,7 @@ signatures = {
     "gather_kernel": [a(i, 1), a(i, 1), a(i, 1), i],
 }
 kernel = getattr(kernels, sys.argv[1]).py_func
-ptx, _ = cuda.compile(kernel, t.void(*signatures[sys.argv[1]]), cc=cc, abi="numba", output="ptx")
+ptx, _ = cuda.compile(kernel, t.void(*signatures[sys.argv[1]]), cc=cc, abi="numba", output="ptx", device=False)
 print(ptx)
 """
 

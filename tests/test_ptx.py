@@ -39,8 +39,7 @@ print(json.dumps(done))
 @lru_cache(maxsize=1)
 def all_ptx() -> dict[str, str]:
     """All kernels for all architectures, compiled once and in one process: "kernel architecture" -> PTX."""
-    code = COMPILE.replace('output="ptx"', 'output="ptx", device=False')
-    return json.loads(python(COMPILE_ALL, code, " ".join(KERNELS), " ".join(ARCHITECTURES)))
+    return json.loads(python(COMPILE_ALL, COMPILE, " ".join(KERNELS), " ".join(ARCHITECTURES)))
 
 
 # 1. The interpreter, by cases worked out by hand.
@@ -368,7 +367,9 @@ def swapped(kind: str, letter: str) -> tuple[str, str]:
 
 FAULTS = {
     "wrong shift": Fault(ORDER, r"(shr\.u32\s+%r\d+, %r\d+), 16;", r"\1, 15;"),
-    "four rounds dropped": Fault(ORDER, r"(selp\.b64\s+%rd\d+), 5, 3,", r"\1, 3, 1,"),
+    "four rounds dropped": Fault(
+        ORDER, r"(selp\.b64\s+%rd\d+), 5, 3,", r"\1, 3, 1,", outcome="different|still running"
+    ),
     "wrong multiplier in a round": Fault(ORDER, "569420461", "569420463"),
     "wrong multiplier in the keys": Fault(ORDER, "-766435501", "-766435503"),
     "wrong step of the keys": Fault(ORDER, "-1640531527", "-1640531525"),
