@@ -27,7 +27,7 @@ __all__ = ["gather", "order_block", "take"]
 # A small batch is a small grid, and no fault of the user's.
 warnings.filterwarnings("ignore", message="Grid size .* will likely result in GPU under-utilization")
 
-THREADS = 256  # of a block; the kernels use 40 registers or fewer, so this fills an SM on every architecture
+THREADS = 256  # of a block
 
 _jit: Callable = cuda.jit(device=True)
 u32, u64, i64 = np.uint32, np.uint64, np.int64
