@@ -20,7 +20,7 @@ from fastbalance.kernels.philox import SLOT_ROUND_KEYS
 from fastbalance.kernels.threads import shared_out
 
 from fastbalance import EpochOrder, make_plan
-from fastbalance.split import block_of
+from fastbalance.split import pieces
 
 BATCH_ROWS = 4096
 MULTINOMIAL_ROWS = 1 << 24
@@ -28,12 +28,8 @@ MULTINOMIAL_ROWS = 1 << 24
 
 def every_block(order: EpochOrder) -> int:
     """Compute the whole epoch, block by block, as the loader does; returns the rows."""
-    batch = rows = 0
-    while batch < order.plan.n_batches:
-        block = block_of(order.plan, batch)
-        rows += order.places(batch, block.n_batches, 0, block.batch_rows).numel()
-        batch = block.end_batch
-    return rows
+    blocks = pieces(order.plan, 0, order.plan.n_batches)
+    return sum(order.places(batch, n_batches, 0, block.batch_rows).numel() for block, batch, n_batches in blocks)
 
 
 def bijection_alone(rows: int) -> None:

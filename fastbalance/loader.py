@@ -28,7 +28,7 @@ from .order import EpochOrder
 from .plan import Tail
 from .records import EXTRAS, make_layout
 from .run import Run
-from .split import block_of, rank_places
+from .split import pieces, rank_places
 from .stats import LoaderStats, Meter
 
 # Batches are gathered several at a time, and handed out as slices: a hand-over to threads (20 us) and a kernel launch
@@ -140,12 +140,11 @@ class BalancedLoader(Run):
         """The records of each batch, from `batch` to the end of the epoch: block by block, chunk by chunk."""
         order = EpochOrder(None, self.plan, self.seed, epoch, self.device)
         chunk_bytes = _CHUNK_BYTES.get(self.device.type, _CHUNK_BYTES["cpu"])
-        while batch < len(self):
-            block = block_of(self.plan, batch)
+        for block, first, n_batches in pieces(self.plan, batch, len(self)):
             start, stop = rank_places(block.batch_rows, *self._ranks)
-            places = order.places(batch, block.end_batch - batch, start, stop)
-            n_batches = max(1, chunk_bytes // max(1, (stop - start) * self._layout.record_bytes))
-            for chunk in places.split(n_batches):
+            places = order.places(first, n_batches, start, stop)
+            chunk_batches = max(1, chunk_bytes // max(1, (stop - start) * self._layout.record_bytes))
+            for chunk in places.split(chunk_batches):
                 records = self._arena.gather(chunk.reshape(-1))
                 for part in records.split(stop - start):
                     yield batch, part
@@ -172,12 +171,9 @@ class BalancedLoader(Run):
         order = EpochOrder(None, self.plan, self.seed, epoch)
         ends = np.cumsum(self.class_counts)
         counts = np.zeros(len(ends), np.int64)
-        while first < end:
-            block = block_of(self.plan, first)
-            n_batches = min(end, block.end_batch) - first
-            places = order.places(first, n_batches, *rank_places(block.batch_rows, *self._ranks))
+        for block, batch, n_batches in pieces(self.plan, first, end):
+            places = order.places(batch, n_batches, *rank_places(block.batch_rows, *self._ranks))
             counts += np.bincount(np.searchsorted(ends, places.numpy().reshape(-1), side="right"), minlength=len(ends))
-            first += n_batches
         return counts
 
     @cached_property

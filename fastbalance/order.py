@@ -16,7 +16,7 @@ from .cursor import MAX_EPOCHS, MAX_SEEDS
 from .errors import ArgumentError, explain
 from .kernels import dispatch, locate, philox
 from .plan import BalancePlan
-from .split import BlockRange, block_of, golden
+from .split import BlockRange, block_of, golden, pieces
 
 
 class HasClassRows(Protocol):
@@ -103,13 +103,10 @@ class EpochOrder:
             return torch.empty(0, dtype=torch.int64, device=self.device)
         size = self.plan.global_batch_rows
         first, last = start // size, (stop - 1) // size
-        parts = []
-        batch = first
-        while batch <= last:
-            block = block_of(self.plan, batch)
-            n_batches = min(block.end_batch, last + 1) - batch
-            parts.append(self.places(batch, n_batches, 0, block.batch_rows).reshape(-1))
-            batch += n_batches
+        parts = [
+            self.places(batch, n_batches, 0, block.batch_rows).reshape(-1)
+            for block, batch, n_batches in pieces(self.plan, first, last + 1)
+        ]
         places = torch.cat(parts) if len(parts) > 1 else parts[0]
         return places[start - first * size : stop - first * size]
 

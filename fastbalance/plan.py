@@ -135,12 +135,12 @@ class BalancePlan:
         """
         order = np.argsort(-self.class_counts, kind="stable")
         shown = list(order) if len(order) <= most else [*order[: most // 2], None, *order[-(most // 2) :]]
-        lines = []
+        lines, repeats, coverage, epochs_to_cover = [], self.repeats, self.coverage, self.epochs_to_cover
         for c in shown:
             if c is None:
                 lines.append((f"... {self.n_classes - most // 2 * 2} more", *[""] * 7))
                 continue
-            epochs = self.epochs_to_cover[c]
+            epochs = epochs_to_cover[c]
             lines.append(
                 (
                     str(self.classes[c]),
@@ -148,8 +148,8 @@ class BalancePlan:
                     f"{self.class_counts[c] / self.n_rows:.4%}",
                     f"{self.quotas[c]:,}",
                     f"{self.quotas[c] / self.epoch_rows:.4%}",
-                    f"{self.repeats[c]:,.3f}",
-                    f"{self.coverage[c]:.2%}",
+                    f"{repeats[c]:,.3f}",
+                    f"{coverage[c]:.2%}",
                     "never" if math.isinf(epochs) else f"{epochs:,.0f}",
                 )
             )
@@ -316,7 +316,7 @@ def _largest_remainder(rows: int, weights: list[int]) -> np.ndarray:
     """
     total = sum(weights)
     parts = [divmod(rows * w, total) for w in weights]
-    quotas = [whole for whole, _ in parts]
+    quotas = [quota for quota, _ in parts]
     left = rows - sum(quotas)
     for c in sorted(range(len(weights)), key=lambda c: -parts[c][1])[:left]:
         quotas[c] += 1

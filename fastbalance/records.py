@@ -103,7 +103,7 @@ def make_layout(
         schema: Columns of the data.
         columns: Names; or a mapping from a tensor's name to one column, or to several that lie side by side. None:
             every column that can be a tensor.
-        extras: int64 fields that the arena fills: "class_id", "row".
+        extras: int64 fields that the arena fills: "class_id", "row", and "weight" (a class id, to look it up by).
         dtypes: Types that tensors are converted to while loading, by the tensor's name.
         fill_null: Values to put for nulls, by the column's name.
 

@@ -17,7 +17,7 @@ from .kernels import cpu_rows
 from .order import EpochOrder
 from .plan import Tail
 from .run import Run
-from .split import block_of, rank_places
+from .split import pieces, rank_places
 
 
 class _Balanced(Run):
@@ -73,9 +73,8 @@ class _Balanced(Run):
     def _batches(self) -> Iterator[list[int]]:
         epoch, batch = self._cursor.start()
         order = EpochOrder(self._class_rows, self.plan, self.seed, epoch)
-        while batch < self.plan.n_batches:
-            block = block_of(self.plan, batch)
-            places = order.places(batch, block.end_batch - batch, *rank_places(block.batch_rows, *self._ranks))
+        for block, first, n_batches in pieces(self.plan, batch, self.plan.n_batches):
+            places = order.places(first, n_batches, *rank_places(block.batch_rows, *self._ranks))
             for rows in order.rows(places).numpy():
                 self._cursor.yielding(epoch, batch, self.plan.n_batches)
                 yield rows.tolist()

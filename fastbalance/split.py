@@ -10,6 +10,7 @@ Seven batches of B = 6 rows over two ranks, blocks of three batches, and a short
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import gcd
 from typing import NamedTuple
 
@@ -44,6 +45,15 @@ def block_of(plan: BalancePlan, batch: int) -> BlockRange:
     number = batch // size
     first = number * size
     return BlockRange(number, first, min(size, full - first), rows, first * rows)
+
+
+def pieces(plan: BalancePlan, first: int, end: int) -> Iterator[tuple[BlockRange, int, int]]:
+    """Cut the batches [first, end) of an epoch where blocks end: `(block, first batch, n_batches)` of each piece."""
+    while first < end:
+        block = block_of(plan, first)
+        n_batches = min(end, block.end_batch) - first
+        yield block, first, n_batches
+        first += n_batches
 
 
 def rank_places(batch_rows: int, rank: int, world_size: int) -> tuple[int, int]:

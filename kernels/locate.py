@@ -31,13 +31,9 @@ class Block(NamedTuple):
     seed1: Any
 
 
-MAGIC_ROWS = 1 << 31  # above, a block's draws of a class wrap at most once: no reciprocal is needed
-MAX_BLOCK_ROWS = 1 << 31
-
-
-def magic(n: int) -> int:
-    """The reciprocal `floor((2^32 - 1) / n)` that `divide` takes; 0 where it needs none."""
-    return 0xFFFFFFFF // n if n <= MAGIC_ROWS else 0
+# Up to here a class has the reciprocal `floor((2^32 - 1) / n)`. Above, it is 0: a block is shorter than 2^31 rows, so
+# its draws of the class wrap at most once.
+MAGIC_ROWS = 1 << 31
 
 
 def make(jit: Callable, u32: Callable, u64: Callable, where: Callable, mulhi: Callable):
