@@ -122,25 +122,22 @@ class EpochOrder:
         """
         found = block_of(self.plan, batch)
         out = torch.empty((n_batches, stop - start), dtype=torch.int64, device=self.device)
-        self._kernels.order_block(out, batch - found.first_batch, start, self._block(found))
+        self._kernels.order_block(out, self._block(found, batch - found.first_batch, start))
         return out
 
-    def _block(self, block: BlockRange) -> locate.Block:
+    def _block(self, block: BlockRange, first: int, column: int) -> locate.Block:
         before = self.plan.drawn(block.first_position)
         quotas = self.plan.drawn(block.end_position) - before
         passes, offsets = np.divmod(self._drawn_before + before, self.plan.class_counts)
         draws = np.stack([np.cumsum(quotas) - quotas, offsets, passes])
+        numbers = [block.n_batches, *dispatch.grid(block.n_batches), block.number, self.epoch]
+        numbers += [self.seed & 0xFFFFFFFF, self.seed >> 32, first, column]
         return locate.Block(
             self._classes,
             self._put(draws),
             self._put(_strata(block.batch_rows)),
             self._keys,
-            block.n_batches,
-            *dispatch.grid(block.n_batches),
-            block.number,
-            self.epoch,
-            self.seed & 0xFFFFFFFF,
-            self.seed >> 32,
+            self._put(np.array(numbers, np.int64)),
         )
 
     def _put(self, array: np.ndarray) -> torch.Tensor:
@@ -148,12 +145,13 @@ class EpochOrder:
 
 
 def _class_table(class_counts: np.ndarray) -> np.ndarray:
-    """Lines of `locate.Block.classes`, int64 `[5, n_classes]`."""
+    """Lines of `locate.Block.classes`, int64 `[6, n_classes]`."""
     _, bits = np.frexp(class_counts.astype(np.float64))  # bit_length: counts stay below 2^52
     shifts = bits.astype(np.int64) // 2
     sides = 2 * ((class_counts + (2 << shifts) - 1) >> (shifts + 1))  # bijection.grid, for all classes at once
     magics = np.where(class_counts <= locate.MAGIC_ROWS, 0xFFFFFFFF // class_counts, 0)
-    return np.stack([class_counts, np.cumsum(class_counts) - class_counts, sides, shifts, magics])
+    starts = np.cumsum(class_counts) - class_counts
+    return np.stack([class_counts, starts, sides, shifts, magics, np.arange(len(class_counts))])
 
 
 @lru_cache(maxsize=8)

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from . import bijection as _bijection
-from . import locate as _locate
+from . import locate as at
 from . import philox as _philox
 from .bijection import LARGE_ROUNDS, N_KEYS, SMALL_ROUNDS, SMALL_ROWS, TINY_ROWS
 from .cpu_rows import gather, take
-from .locate import CUMULATIVE, GRID, MAGIC, OFFSET, PASS, ROWS, SHIFT, START
 from .philox import SLOT_TWEAK, STRATUM_TWEAK
 from .threads import shared_out
 
@@ -71,7 +70,7 @@ _left, _unleft, _right, _feistel, _unrank = (
     _wide.left, _wide.unleft, _wide.right, _wide.feistel, _wide.unrank,
 )  # fmt: skip
 _left_narrow, _unleft_narrow = _narrow.left, _narrow.unleft
-_find = _locate.make(_jit, u32, u64, _where, mulhi)
+_find = at.make(_jit, u32, u64, _where, mulhi)
 _divide, _last_class = _find.divide, _find.last_class
 
 
@@ -244,22 +243,25 @@ def _tickets(ticket, size, low, high, block, work):
 
     They are cut into runs of one class and one pass: consecutive offsets under one key.
     """
-    classes, draws = block.classes, block.draws
+    classes, draws, numbers = block.classes, block.draws, block.numbers
+    seed0, seed1 = u32(numbers[at.SEED_LOW]), u32(numbers[at.SEED_HIGH])
     lhs, rhs, places, _ = work
     done = 0
     while done < size:
-        c = low = _last_class(draws[CUMULATIVE], ticket + done, low, high)
-        n = classes[ROWS, c]
-        k = ticket + done - draws[CUMULATIVE, c]
-        turn, offset = _divide(u64(draws[OFFSET, c] + k), u64(n), classes[MAGIC, c])
-        turn += u64(draws[PASS, c])
+        c = low = _last_class(draws[at.CUMULATIVE], ticket + done, low, high)
+        n = classes[at.ROWS, c]
+        k = ticket + done - draws[at.CUMULATIVE, c]
+        turn, offset = _divide(u64(draws[at.OFFSET, c] + k), u64(n), classes[at.MAGIC, c])
+        turn += u64(draws[at.PASS, c])
         run = min(size - done, n - i64(offset))
         if c < high:
-            run = min(run, draws[CUMULATIVE, c + 1] - ticket - done)
-        t0, t1, _, _ = philox(u32(c), u32(turn), u32(turn >> u64(32)), u32(SLOT_TWEAK), block.seed0, block.seed1)
+            run = min(run, draws[at.CUMULATIVE, c + 1] - ticket - done)
+        t0, t1, _, _ = philox(
+            u32(classes[at.CLASS_ID, c]), u32(turn), u32(turn >> u64(32)), u32(SLOT_TWEAK), seed0, seed1
+        )
         _permute_run(
-            i64(offset), run, n, classes[GRID, c], classes[SHIFT, c], block.keys[0], t0, t1,
-            lhs, rhs, places[done:], classes[START, c],
+            i64(offset), run, n, classes[at.GRID, c], classes[at.SHIFT, c], block.keys[0], t0, t1,
+            lhs, rhs, places[done:], classes[at.START, c],
         )  # fmt: skip
         done += run
 
@@ -268,17 +270,21 @@ def _tickets(ticket, size, low, high, block, work):
 def _mixed_stratum(j, first, low, high, block, work, tile, column):
     """One column of the tile where the stratum holds several classes, and so is shuffled over the batches."""
     lhs, rhs, places, batches = work
-    height, n_batches = tile.shape[0], block.n_batches
-    t0, t1, _, _ = philox(u32(j), u32(block.number), u32(block.epoch), u32(STRATUM_TWEAK), block.seed0, block.seed1)
+    numbers, height = block.numbers, tile.shape[0]
+    n_batches, grid, shift = numbers[at.BATCHES], numbers[at.BATCH_GRID], numbers[at.BATCH_SHIFT]
+    t0, t1, _, _ = philox(
+        u32(j), u32(numbers[at.NUMBER]), u32(numbers[at.EPOCH]), u32(STRATUM_TWEAK),
+        u32(numbers[at.SEED_LOW]), u32(numbers[at.SEED_HIGH]),
+    )  # fmt: skip
     if 8 * height < n_batches:  # a few batches of many: ask each for its ticket
         for b in range(height):
-            inside = _permute(first + b, n_batches, block.grid, block.shift, block.keys[1], t0, t1)
+            inside = _permute(first + b, n_batches, grid, shift, block.keys[1], t0, t1)
             _tickets(j * n_batches + inside, i64(1), low, high, block, work)
             tile[b, column] = places[0]
         return
     for start in range(0, n_batches, _CHUNK):  # all tickets: ask each for its batch
         size = min(_CHUNK, n_batches - start)
-        _unpermute_run(start, size, n_batches, block.grid, block.shift, block.keys[1], t0, t1, lhs, rhs, batches)
+        _unpermute_run(start, size, n_batches, grid, shift, block.keys[1], t0, t1, lhs, rhs, batches)
         _tickets(j * n_batches + start, size, low, high, block, work)
         for q in range(size):
             b = u32(batches[q] - first)
@@ -287,12 +293,13 @@ def _mixed_stratum(j, first, low, high, block, work, tile, column):
 
 
 @_kernel
-def _order_columns(out, start, stop, first, column, block):
+def _order_columns(out, start, stop, block):
     """The columns [start, stop) of `order_block`'s `out`."""
     work = np.empty(_CHUNK, u32), np.empty(_CHUNK, u32), np.empty(_CHUNK, i64), np.empty(_CHUNK, i32)
     height = out.shape[0]
     tile = np.empty((height, _TILE), i64)
-    n_batches, cumulative = block.n_batches, block.draws[CUMULATIVE]
+    first, column, n_batches = block.numbers[at.FIRST], block.numbers[at.COLUMN], block.numbers[at.BATCHES]
+    cumulative = block.draws[at.CUMULATIVE]
     for left in range(start, stop, _TILE):
         n_columns = min(_TILE, stop - left)
         for i in range(n_columns):
@@ -312,21 +319,19 @@ def _order_columns(out, start, stop, first, column, block):
                 out[b, left + i] = tile[b, i]
 
 
-def order_block(out: torch.Tensor, first: int, column: int, block: _locate.Block) -> None:
-    """Places of a rectangle of a block: some of its batches, some of the places in each batch.
+def order_block(out: torch.Tensor, block: at.Block) -> None:
+    """Places of a rectangle of a block: some of its batches, some of the positions in each batch.
 
     Args:
         out: int64 `[batches, columns]`, CPU. Filled with the places of the batches `[first, first + batches)` of
-            the block, in each the positions `[column, column + columns)`.
-        block: The block, its arrays as CPU tensors.
+            the block, in each the positions `[column, column + columns)`; `first` and `column` are among its numbers.
+        block: The block, as CPU tensors.
     """
-    arrays = block._replace(
-        classes=block.classes.numpy(), draws=block.draws.numpy(), strata=block.strata.numpy(),
-        keys=block.keys.numpy().view(u32), seed0=u32(block.seed0), seed1=u32(block.seed1),
-    )  # fmt: skip
+    arrays = at.Block(*(table.numpy() for table in block))
+    arrays = arrays._replace(keys=arrays.keys.view(u32))
     places = out.numpy()
     shared_out(
-        lambda start, stop: _order_columns(places, start, stop, first, column, arrays),
+        lambda start, stop: _order_columns(places, start, stop, arrays),
         out.shape[1],
         least=max(_TILE, 20_000 // max(1, out.shape[0])),
     )

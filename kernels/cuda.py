@@ -15,10 +15,10 @@ import torch
 from numba import cuda
 
 from . import bijection as _bijection
-from . import locate as _locate
+from . import locate as at
 from . import philox as _philox
 from .bijection import LARGE_ROUNDS, SMALL_ROUNDS, SMALL_ROWS, TINY_ROWS
-from .locate import CUMULATIVE, GRID, MAGIC, OFFSET, PASS, ROWS, SHIFT, START, Block
+from .locate import Block
 from .philox import SLOT_TWEAK, STRATUM_TWEAK
 from .torch_ops import take
 
@@ -46,7 +46,7 @@ def _is_any(condition):
 mulhi, philox = _philox.make(_jit, u32, u64)
 _body = _bijection.make(_jit, u32, u64, _where, _is_any, mulhi)
 _feistel, _unrank = _body.feistel, _body.unrank
-_find = _locate.make(_jit, u32, u64, _where, mulhi)
+_find = at.make(_jit, u32, u64, _where, mulhi)
 _divide, _last_class = _find.divide, _find.last_class
 
 
@@ -59,45 +59,31 @@ def _permute(x, n, a, r, keys, t0, t1):
 
 
 @cuda.jit
-def order_kernel(
-    out,
-    first,
-    column,
-    width,
-    classes,
-    draws,
-    strata,
-    keys,
-    n_batches,
-    grid,
-    shift,
-    number,
-    epoch,
-    seed0,
-    seed1,
-):
+def order_kernel(out, width, classes, draws, strata, keys, numbers):
     """`out[p]`: the place at batch `first + p // width`, position `column + p % width` in the batch."""
     p = cuda.grid(1)
     if p >= out.size:
         return
     row = u32(p) // u32(width)  # 32 bits: a 64-bit division is a call of a hundred instructions
-    b, i = i64(row) + first, i64(u32(p) - row * u32(width)) + column
-    j = i64(strata[i])
-    cumulative = draws[CUMULATIVE]
+    b, i = i64(row) + numbers[at.FIRST], i64(u32(p) - row * u32(width)) + numbers[at.COLUMN]
+    j, n_batches = i64(strata[u64(i)]), numbers[at.BATCHES]
+    seed0, seed1 = u32(numbers[at.SEED_LOW]), u32(numbers[at.SEED_HIGH])
+    cumulative = draws[at.CUMULATIVE]
     low = _last_class(cumulative, j * n_batches, 0, cumulative.size - 1)
     high = _last_class(cumulative, (j + 1) * n_batches - 1, low, cumulative.size - 1)
     inside = b
     if low < high:
-        t0, t1, _, _ = philox(u32(j), u32(number), u32(epoch), u32(STRATUM_TWEAK), u32(seed0), u32(seed1))
-        inside = i64(_permute(u64(b), u64(n_batches), u32(grid), u32(shift), keys[1], t0, t1))
+        t0, t1, _, _ = philox(u32(j), u32(numbers[at.NUMBER]), u32(numbers[at.EPOCH]), u32(STRATUM_TWEAK), seed0, seed1)
+        grid, shift = u32(numbers[at.BATCH_GRID]), u32(numbers[at.BATCH_SHIFT])
+        inside = i64(_permute(u64(b), u64(n_batches), grid, shift, keys[1], t0, t1))
     ticket = j * n_batches + inside
-    c = _last_class(cumulative, ticket, low, high)
-    n = u64(classes[ROWS, c])
-    turn, offset = _divide(u64(draws[OFFSET, c] + ticket - cumulative[c]), n, u32(classes[MAGIC, c]))
-    turn += u64(draws[PASS, c])
-    t0, t1, _, _ = philox(u32(c), u32(turn), u32(turn >> u64(32)), u32(SLOT_TWEAK), u32(seed0), u32(seed1))
-    slot = _permute(offset, n, u32(classes[GRID, c]), u32(classes[SHIFT, c]), keys[0], t0, t1)
-    out[p] = classes[START, c] + i64(slot)
+    c = u64(_last_class(cumulative, ticket, low, high))  # unsigned: a signed index costs instructions for its sign
+    n = u64(classes[at.ROWS, c])
+    turn, offset = _divide(u64(draws[at.OFFSET, c] + ticket - cumulative[c]), n, u32(classes[at.MAGIC, c]))
+    turn += u64(draws[at.PASS, c])
+    t0, t1, _, _ = philox(u32(classes[at.CLASS_ID, c]), u32(turn), u32(turn >> u64(32)), u32(SLOT_TWEAK), seed0, seed1)
+    slot = _permute(offset, n, u32(classes[at.GRID, c]), u32(classes[at.SHIFT, c]), keys[0], t0, t1)
+    out[p] = classes[at.START, c] + i64(slot)
 
 
 def _make_copy16() -> Callable:
@@ -161,11 +147,9 @@ def _launch(kernel: Any, n_threads: int, device: torch.device, *arguments: Any) 
             kernel[-(-n_threads // THREADS), THREADS, cuda.external_stream(stream.cuda_stream)](*views)
 
 
-def order_block(out: torch.Tensor, first: int, column: int, block: Block) -> None:
+def order_block(out: torch.Tensor, block: Block) -> None:
     """As `cpu.order_block`, in one launch."""
-    arrays = block.classes, block.draws, block.strata, block.keys
-    numbers = block.n_batches, block.grid, block.shift, block.number, block.epoch, block.seed0, block.seed1
-    _launch(order_kernel, out.numel(), out.device, out.view(-1), first, column, out.shape[1], *arrays, *numbers)
+    _launch(order_kernel, out.numel(), out.device, out.view(-1), out.shape[1], *block)
 
 
 def gather(out: torch.Tensor, records: torch.Tensor, places: torch.Tensor) -> None:

@@ -9,26 +9,27 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-# Lines of `Block.classes`: rows of the class, its first place, sides of its grid, its reciprocal.
-ROWS, START, GRID, SHIFT, MAGIC = range(5)
+# Lines of `Block.classes`: rows of the class, its first place, sides of its grid, its reciprocal, its class id.
+ROWS, START, GRID, SHIFT, MAGIC, CLASS_ID = range(6)
 # Lines of `Block.draws`: first ticket of the class in the block, and that ticket's offset and pass.
 CUMULATIVE, OFFSET, PASS = range(3)
+# Entries of `Block.numbers`: batches of the block, sides of the grid of [0, batches), number of the block in its epoch,
+# the epoch, low and high word of the seed; and the first batch and the first position in a batch that are asked for.
+BATCHES, BATCH_GRID, BATCH_SHIFT, NUMBER, EPOCH, SEED_LOW, SEED_HIGH, FIRST, COLUMN = range(9)
 
 
 class Block(NamedTuple):
-    """All that a kernel must know of one block. Arrays live where the kernel runs."""
+    """All that a kernel must know of one block: tensors, where the kernel runs.
 
-    classes: Any  # int64 [5, n_classes], fixed for a data set
+    No number is an argument of its own, so that a captured CUDA graph computes another block when it is replayed
+    after other tables were copied into these.
+    """
+
+    classes: Any  # int64 [6, n_classes], fixed for a data set
     draws: Any  # int64 [3, n_classes]
     strata: Any  # int32 [rows of a batch]: the stratum of each place in a batch
     keys: Any  # words as int32 [2, 24]: round keys of slots, and of strata
-    n_batches: Any
-    grid: Any  # sides of the grid of [0, n_batches)
-    shift: Any
-    number: Any  # of the block in its epoch
-    epoch: Any
-    seed0: Any  # low and high word of the seed
-    seed1: Any
+    numbers: Any  # int64 [9]
 
 
 # Up to here a class has the reciprocal `floor((2^32 - 1) / n)`. Above, it is 0: a block is shorter than 2^31 rows, so
@@ -57,7 +58,7 @@ def make(jit: Callable, u32: Callable, u64: Callable, where: Callable, mulhi: Ca
         """The last class in [low, high] whose first ticket is <= ticket."""
         while low < high:
             middle = (low + high + 1) >> 1
-            if cumulative[middle] <= ticket:
+            if cumulative[u64(middle)] <= ticket:
                 low = middle
             else:
                 high = middle - 1

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from . import bijection as _bijection
-from . import locate as _locate
+from . import locate as at
 from . import philox as _philox
 from .bijection import LARGE_ROUNDS, SMALL_ROUNDS, SMALL_ROWS, TINY_ROWS
-from .locate import CUMULATIVE, GRID, MAGIC, OFFSET, PASS, ROWS, SHIFT, START, Block
+from .locate import Block
 from .philox import SLOT_TWEAK, STRATUM_TWEAK
 
 
@@ -38,7 +38,7 @@ def _is_any(condition: Any) -> bool:
 _jit: Callable = _identity
 mulhi, philox = _philox.make(_jit, _word, _identity)
 _body = _bijection.make(_jit, _word, _identity, _where, _is_any, mulhi)
-_find = _locate.make(_jit, _word, _identity, _where, mulhi)
+_find = at.make(_jit, _word, _identity, _where, mulhi)
 
 
 def _permute(
@@ -61,30 +61,31 @@ def _permute(
     return out
 
 
-def order_block(out: torch.Tensor, first: int, column: int, block: Block) -> None:
+def order_block(out: torch.Tensor, block: Block) -> None:
     """As `cpu.order_block`; one position an element, as the CUDA kernel."""
     height, width = out.shape
-    j = block.strata[column : column + width].to(torch.int64)
-    cumulative = block.draws[CUMULATIVE].contiguous()
-    low = torch.searchsorted(cumulative, j * block.n_batches, right=True) - 1
-    high = torch.searchsorted(cumulative, (j + 1) * block.n_batches - 1, right=True) - 1
-    b = torch.arange(first, first + height, device=out.device)[:, None].expand(height, width).contiguous()
+    numbers = block.numbers
+    n_batches, seed = numbers[at.BATCHES], (numbers[at.SEED_LOW], numbers[at.SEED_HIGH])
+    j = block.strata.index_select(0, numbers[at.COLUMN] + torch.arange(width, device=out.device)).to(torch.int64)
+    cumulative = block.draws[at.CUMULATIVE].contiguous()
+    low = torch.searchsorted(cumulative, j * n_batches, right=True) - 1
+    high = torch.searchsorted(cumulative, (j + 1) * n_batches - 1, right=True) - 1
+    b = (numbers[at.FIRST] + torch.arange(height, device=out.device))[:, None].expand(height, width).contiguous()
     inside = b
     if _is_any(low < high):
-        t0, t1, _, _ = philox(j, block.number, block.epoch, STRATUM_TWEAK, block.seed0, block.seed1)
-        sizes = [torch.full_like(j, value) for value in (block.n_batches, block.grid, block.shift)]
-        n, a, r = (size.expand_as(b) for size in sizes)
+        t0, t1, _, _ = philox(j, numbers[at.NUMBER], numbers[at.EPOCH], STRATUM_TWEAK, *seed)
+        n, a, r = (number.expand_as(b) for number in (n_batches, numbers[at.BATCH_GRID], numbers[at.BATCH_SHIFT]))
         shuffled = _permute(b, n, a, r, block.keys[1].to(torch.int64), t0, t1)
         inside = torch.where(low < high, shuffled, b)
-    ticket = j * block.n_batches + inside
+    ticket = j * n_batches + inside
     c = torch.searchsorted(cumulative, ticket, right=True) - 1
-    n = block.classes[ROWS][c]
+    n, start, a, r, reciprocal, class_id = block.classes[:, c]
     k = ticket - cumulative[c]
-    turn, offset = _find.divide(block.draws[OFFSET][c] + k, n, block.classes[MAGIC][c])
-    turn = turn + block.draws[PASS][c]
-    t0, t1, _, _ = philox(c, _word(turn), turn >> 32, SLOT_TWEAK, block.seed0, block.seed1)
-    slot = _permute(offset, n, block.classes[GRID][c], block.classes[SHIFT][c], block.keys[0].to(torch.int64), t0, t1)
-    out.copy_(block.classes[START][c] + slot)
+    turn, offset = _find.divide(block.draws[at.OFFSET][c] + k, n, reciprocal)
+    turn = turn + block.draws[at.PASS][c]
+    t0, t1, _, _ = philox(class_id, _word(turn), turn >> 32, SLOT_TWEAK, *seed)
+    slot = _permute(offset, n, a, r, block.keys[0].to(torch.int64), t0, t1)
+    out.copy_(start + slot)
 
 
 def gather(out: torch.Tensor, records: torch.Tensor, places: torch.Tensor) -> None:

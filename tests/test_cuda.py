@@ -23,7 +23,7 @@ from fastbalance.kernels import cuda as kernels
 a = lambda kind, n: t.Array(kind, n, "C")
 i = t.int64
 signatures = {
-    "order_kernel": [a(i, 1), i, i, i, a(i, 2), a(i, 2), a(t.int32, 1), a(t.int32, 2), *[i] * 7],
+    "order_kernel": [a(i, 1), i, a(i, 2), a(i, 2), a(t.int32, 1), a(t.int32, 2), a(i, 1)],
     "gather_kernel": [a(i, 1), a(i, 1), a(i, 1), i],
 }
 kernel = getattr(kernels, sys.argv[1]).py_func
