@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-fast lint format bench clean
+.PHONY: install demo test test-fast lint format bench gpu-check clean
 
 install: $(VENV)/dev
 
@@ -15,6 +15,10 @@ $(VENV)/bin/python:
 
 $(VENV)/demo: $(VENV)/bin/python pyproject.toml
 	$(BIN)/pip install --quiet "$(TORCH)" -e ".[demo]"
+	touch $@
+
+$(VENV)/bench: $(VENV)/dev
+	$(BIN)/pip install --quiet "$(TORCH)" -e ".[bench]"
 	touch $@
 
 $(VENV)/dev: $(VENV)/demo
@@ -39,10 +43,17 @@ format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev  ## About ten minutes; writes bench/results and the table of README.md
+bench: $(VENV)/bench  ## About ten minutes; writes bench/results and the table of README.md
 	$(BIN)/python bench/order.py
 	$(BIN)/python bench/loader.py
+	$(BIN)/python bench/stream.py
+	$(BIN)/python bench/scale.py
+	$(BIN)/python bench/compiled.py
+	$(BIN)/python bench/gpu_model.py
 	$(BIN)/python bench/table.py
+
+gpu-check: $(VENV)/dev  ## On a machine with a GPU: tests, compute-sanitizer and times; writes gpu.json, to be sent
+	$(BIN)/python bench/gpu_check.py
 
 clean:
 	rm -rf $(VENV) .numba_cache demo_output build *.egg-info

@@ -18,12 +18,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
-from tests.sass import ARCHITECTURES, SIGNATURES, Machine, loops, machine, shortest_walk  # noqa: E402
+from tests.sass import ARCHITECTURES, Machine, loops, machine, shortest_walk  # noqa: E402
 
 PAGE = ROOT / "docs" / "gpu.md"
 BEGIN, END = "<!-- modelled: bench/gpu_model.py writes this -->", "<!-- end of modelled -->"
 TOOLS = ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvcc")
 RECORD_BYTES = (64, 144, 512)
+# Packed: 33 columns of 4 bytes and a class id of 8 into a record of 144 bytes, in words of 4; 8 bytes of place a row.
+COLUMN_BYTES, PACKED_BYTES, WORD, PLACE_BYTES = 33 * 4 + 8, 144, 4, 8
+PACK = f"pack_kernel, {WORD} bytes"
 THREADS, REGISTERS_OF_SM = 256, 65_536
 WARPS_OF_SM = {"sm_75": 32, "sm_80": 64, "sm_90": 64, "sm_100": 64}
 INT32_LANES = 64  # of an SM: white papers of A100 and H100
@@ -35,12 +38,13 @@ class Gpu(NamedTuple):
     bytes_per_s: float
     n_sms: int
     clock_hz: float  # boost
+    bus_bytes_per_s: float  # in one direction
 
 
 GPUS = [
-    Gpu("A100 80 GB", "sm_80", 2.039e12, 108, 1.41e9),
-    Gpu("H100 SXM", "sm_90", 3.35e12, 132, 1.755e9),
-    Gpu("H200", "sm_90", 4.8e12, 132, 1.755e9),
+    Gpu("A100 80 GB", "sm_80", 2.039e12, 108, 1.41e9, 32e9),
+    Gpu("H100 SXM", "sm_90", 3.35e12, 132, 1.755e9, 64e9),
+    Gpu("H200", "sm_90", 4.8e12, 132, 1.755e9, 64e9),
 ]
 
 
@@ -77,6 +81,11 @@ def gather_instructions(architecture: str) -> int:
     return len(shortest_walk(machine("gather_kernel", architecture), {"MUFU": 1}))
 
 
+def pack_instructions(architecture: str) -> int:
+    """Of a thread, which writes a word."""
+    return len(shortest_walk(machine(PACK, architecture), {"MUFU": 1}))
+
+
 def warps(code: Machine, architecture: str) -> int:
     """Warps that an SM holds; registers are handed out 8 to a thread."""
     blocks = REGISTERS_OF_SM // (THREADS * (-(-code.registers // 8) * 8))
@@ -86,14 +95,14 @@ def warps(code: Machine, architecture: str) -> int:
 def code_table() -> list[str]:
     lines = ["| kernel | architecture | registers | local memory | warps of an SM | instructions of a thread |"]
     lines.append("|---|---|---|---|---|---|")
-    count = {"order_kernel": order_instructions, "gather_kernel": gather_instructions}
-    for name in SIGNATURES:
+    count = {"order_kernel": order_instructions, "gather_kernel": gather_instructions, PACK: pack_instructions}
+    for name in count:
         for architecture in ARCHITECTURES:
             code = machine(name, architecture)
             local, held = code.stack_bytes + code.spill_bytes, warps(code, architecture)
             of = WARPS_OF_SM[architecture]
             # On sm_100 Philox stays a loop, so that a walk does not tell how often it runs.
-            known = name == "gather_kernel" or architecture != "sm_100"
+            known = name != "order_kernel" or architecture != "sm_100"
             lines.append(
                 f"| `{name}` | {architecture} | {code.registers} | {local} bytes | {held} of {of} "
                 f"| {count[name](architecture) if known else ''} |"
@@ -113,7 +122,11 @@ def time_table() -> list[str]:
         lines.append(_line(f"gather, {record}-byte records", gather))
         lines.append(_line(f"order, then gather, {record}", order, gather))
         lines.append(_line(f"`randperm`, then `index_select`, {record}", RANDPERM, index_select))
-    return lines
+    words = {a: PACKED_BYTES // WORD * pack_instructions(a) for a in ("sm_80", "sm_90")}
+    up = COLUMN_BYTES + PLACE_BYTES
+    lines.append(_line(f"pack, {PACKED_BYTES}-byte records", Launch(up + PACKED_BYTES, words)))
+    bus = " | ".join(f"{1e-9 * gpu.bus_bytes_per_s / up:.2f} (bus)" for gpu in GPUS)
+    return [*lines, f"| its transfer from the host | {up} |  | {bus} |"]
 
 
 def _line(work: str, *launches: Launch) -> str:

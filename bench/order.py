@@ -1,8 +1,9 @@
 """How fast is the order itself: positions to places, nothing gathered?
 
 Work: the places of a balanced epoch, 1 % positives, int64 out (8 bytes a row). Limit: the bijection alone on the same
-range, in turn bounded by filling memory. Peers: torch.randperm (a plain shuffle: no balance), numpy's permutation, and
-torch.multinomial with replacement (what WeightedRandomSampler calls; it refuses more than 2^24 rows).
+range, in turn bounded by filling memory. Peers: torch.randperm (a plain shuffle: no balance), numpy's permutation,
+Grain's index_shuffle (stateless, one index a call), and torch.multinomial with replacement (what WeightedRandomSampler
+calls; it refuses more than 2^24 rows).
 
     python bench/order.py [--rows 100000000] [--quick]
 """
@@ -23,7 +24,7 @@ from fastbalance import EpochOrder, make_plan
 from fastbalance.split import pieces
 
 BATCH_ROWS = 4096
-MULTINOMIAL_ROWS = 1 << 24
+MULTINOMIAL_ROWS, GRAIN_ROWS = 1 << 24, 1 << 17
 
 
 def every_block(order: EpochOrder) -> int:
@@ -44,6 +45,13 @@ def bijection_alone(rows: int) -> None:
             len(out),
             least=20_000,
         )
+
+
+def grain_shuffle(rows: int) -> None:
+    from grain._src.python.experimental.index_shuffle.python.index_shuffle_module import index_shuffle
+
+    for index in range(GRAIN_ROWS):
+        index_shuffle(index, rows - 1, 0, 4)  # 4 rounds: its default
 
 
 def check(order: EpochOrder) -> None:
@@ -69,6 +77,7 @@ def throughput(rows: int, repeats: int, keep: bool) -> None:
         Case("fastbalance", lambda: every_block(order), plan.epoch_rows, 8, repeats),
         Case("torch.randperm", lambda: torch.randperm(rows), rows, 8, repeats),
         Case("numpy permutation", lambda: np.random.default_rng(0).permutation(rows), rows, 8, 2),
+        Case("Grain's index_shuffle", lambda: grain_shuffle(rows), GRAIN_ROWS, 8, 2),
         Case("torch.multinomial", lambda: torch.multinomial(weights, len(weights), True), len(weights), 8, 2),
     ]
     time_in_turn(cases)

@@ -12,6 +12,7 @@ from .dataset import Dataset
 from .loader import BalancedLoader, log_prior_correction
 from .order import EpochOrder
 from .plan import BalancePlan, make_plan
+from .ragged import Ragged
 from .samplers import BalancedBatchSampler, BalancedSampler
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "BalancedSampler",
     "Dataset",
     "EpochOrder",
+    "Ragged",
     "balance",
     "log_prior_correction",
     "make_plan",

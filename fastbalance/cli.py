@@ -200,9 +200,12 @@ def _data_facts(data: Dataset) -> dict[str, Any]:
 def _tensor(column: pa.Field) -> str | None:
     """Type and shape of one row of a column as a tensor; None where it cannot be one."""
     try:
-        (field,) = make_layout(pa.schema([column]), [column.name]).fields
+        layout = make_layout(pa.schema([column]), [column.name])
     except ColumnError:
         return None
+    if layout.ragged:
+        return f"{layout.ragged[0].dtype} [any]".removeprefix("torch.")
+    field = layout.fields[0]
     dtype = str(field.dtype).removeprefix("torch.")
     return f"{dtype} {list(field.shape)}" if field.shape else dtype
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,46 @@ def to_numpy(column: pa.ChunkedArray, name: str, dtype: torch.dtype, fill: Any, 
         array = array.cast(pa.uint8())  # from bits to bytes
     values = array.to_numpy(zero_copy_only=True)
     return values if len(values) == n_rows else values.reshape(n_rows, -1)
+
+
+def decoded(
+    column: pa.ChunkedArray,
+    name: str,
+    decode: Callable[[Any], Any],
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    where: str,
+) -> np.ndarray:
+    """What a function of the user makes of each value, `[n, width]`, contiguous.
+
+    Raises:
+        ColumnError: Nulls; the function fails; or it gives another type or shape than for the first row of the data.
+    """
+    if column.null_count:
+        fix = "Fill them when the data is written, or leave the column out with columns=[...]"
+        raise _null_error(name, column.null_count, where, fix)
+    rows = np.empty((len(column), math.prod(shape)), torch.empty(0, dtype=dtype).numpy().dtype)
+    for k, value in enumerate(column):
+        made = decode_one(name, decode, value.as_py(), f"row {k} of {where}")
+        if made.dtype != dtype or tuple(made.shape) != shape:
+            got = f"{made.dtype} {tuple(made.shape)} for row {k} of {where}"
+            allowed = f"{dtype} {shape}, as for the first row of the data"
+            raise ColumnError(explain(f"decode[{name!r}]", got=got, allowed=allowed))
+        rows[k] = made.numpy().reshape(-1)
+    return rows.view(np.uint8) if dtype == torch.bool else rows
+
+
+def decode_one(name: str, decode: Callable[[Any], Any], value: Any, where: str) -> torch.Tensor:
+    """What a function of the user makes of one value, as a contiguous CPU tensor.
+
+    Raises:
+        ColumnError: The function fails, or gives no tensor.
+    """
+    try:
+        return torch.as_tensor(decode(value)).cpu().contiguous()
+    except Exception as error:
+        got, allowed = f"{type(error).__name__}: {error} ({where})", "a function that makes a tensor of every value"
+        raise ColumnError(explain(f"decode[{name!r}]", got=got, allowed=allowed)) from error
 
 
 def _converted(array: pa.Array, dtype: torch.dtype, subject: str) -> pa.Array:

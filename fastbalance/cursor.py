@@ -54,7 +54,8 @@ class Cursor:
             "epoch": self.epoch,
             "batch": self.batch,
             "seed": seed,
-            "lanes": 1,
+            "lanes": plan.lanes,
+            "stream": plan.layout,
             "plan": plan.fingerprint,
             "data": data,
         }
@@ -65,7 +66,7 @@ class Cursor:
         Raises:
             StateError: The state is none, or belongs to other data, another plan or another global batch size.
         """
-        wanted = {"version", "epoch", "batch", "seed", "lanes", "plan", "data"}
+        wanted = {"version", "epoch", "batch", "seed", "lanes", "stream", "plan", "data"}
         if not isinstance(state, Mapping) or wanted - set(state):
             got = f"without {sorted(wanted - set(state))}" if isinstance(state, Mapping) else type(state).__name__
             raise StateError(explain("state", got=got, allowed="what state_dict() returned"))
@@ -80,6 +81,11 @@ class Cursor:
                     fix="Give the loader the data set that the state was saved with.",
                 )
             )
+        if state["stream"] != plan.layout:
+            got, allowed = f"the order of a stream with {state['stream']}", f"that of one with {plan.layout}"
+            plain = "the order of rows in memory"
+            got, allowed = (plain if state["stream"] is None else got), (plain if plan.layout is None else allowed)
+            raise StateError(explain("state", got=got, allowed=allowed))
         if state["plan"] != plan.fingerprint:
             raise StateError(
                 explain(
@@ -90,7 +96,12 @@ class Cursor:
                     fix="Balance, epoch_rows and the global batch (batch_size times world size) must be as they were.",
                 )
             )
-        limits = {"epoch": (0, MAX_EPOCHS), "batch": (0, plan.n_batches), "seed": (0, MAX_SEEDS), "lanes": (1, 2)}
+        limits = {
+            "epoch": (0, MAX_EPOCHS),
+            "batch": (0, plan.n_batches),
+            "seed": (0, MAX_SEEDS),
+            "lanes": (plan.lanes, plan.lanes + 1),
+        }
         for name, (least, below) in limits.items():
             if not is_whole(state[name], least, below):
                 allowed = f"an integer in [{least}, {below})"

@@ -112,6 +112,21 @@ class Dataset:
         entries = self._entries(group)
         return self._scan.group_classes[entries], self._first_slots[entries]
 
+    def entries_by_class(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The classes of all groups, sorted by class, then by group.
+
+        Returns:
+            Class ids, int32; groups, int64; rows of that class in that group, int64; `[n_entries]` each. The arrays are
+            shared: do not write to them.
+        """
+        return self._entries_by_class
+
+    @cached_property
+    def _entries_by_class(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        by_class, scan = self._by_class, self._scan
+        groups = np.repeat(np.arange(len(self.groups)), np.diff(scan.group_ptr))
+        return scan.group_classes[by_class], groups[by_class], scan.group_counts[by_class]
+
     def class_rows(self) -> np.ndarray:
         """Rows sorted by class, then by number; uint32 [n_rows], or uint64 above 2^32 rows.
 
@@ -152,9 +167,14 @@ class Dataset:
         return slice(*self._scan.group_ptr[group : group + 2].tolist())
 
     @cached_property
+    def _by_class(self) -> np.ndarray:
+        # numpy sorts 8 and 16 bit integers by counting.
+        return np.argsort(self._scan.group_classes.astype(np.min_scalar_type(self.n_classes - 1)), kind="stable")
+
+    @cached_property
     def _first_slots(self) -> np.ndarray:
         """The slot where each entry of the scan begins, int64 [n_entries]."""
-        by_class = np.argsort(self._scan.group_classes, kind="stable")
+        by_class = self._by_class
         counts = self._scan.group_counts[by_class]
         before_class = np.cumsum(self.class_counts) - self.class_counts
         slots = np.empty_like(counts)

@@ -42,6 +42,10 @@ class ArgumentError(FastbalanceError, ValueError):
     """An argument is outside what is allowed."""
 
 
+class ReadWarning(UserWarning):
+    """More will be read than need be; the message says how to mend that."""
+
+
 def explain(subject: str, *, got: object, allowed: str, fix: str = "") -> str:
     """Word an error: `subject: got ...; allowed: ...; fix`.
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from .encoder import TABLE_SPAN, Encoder, numbers_of, offsets_from, shown, subject_of
+from .engines import Engine, check_engine, scan_groups
 from .errors import LabelError, explain
 from .kernels import cpu_rows
 from .source import Source
@@ -57,6 +58,7 @@ def scan_labels(
     label: str | Sequence[str],
     max_classes: int = 2**20,
     progress: Callable[[int, int], None] | None = None,
+    engine: Engine = "local",
 ) -> LabelScan:
     """Read the label columns once, and count the rows of each class in each group.
 
@@ -65,6 +67,7 @@ def scan_labels(
         label: A column, or several: then every distinct tuple of values is a class.
         max_classes: More classes than this are taken for a mistake, such as a column of row ids.
         progress: Called as `progress(groups_done, n_groups)` after each group.
+        engine: Where groups are read and counted: threads of this process, or "ray".
 
     Raises:
         LabelError: A column is missing, its type cannot define classes, it has nulls, there is only one
@@ -72,10 +75,11 @@ def scan_labels(
         SourceError: A group cannot be read.
     """
     names = label_names(label)
+    check_engine(engine)
     for name in names:
         _check_column(source, name)
     counts, classes = [], _Distinct(names, max_classes)
-    for count in source.scan(names, lambda _, table: _count(table)):
+    for count in scan_groups(source, names, lambda _, table: _count(table), engine):
         classes.add(count.values)
         counts.append(count)
         if progress:

@@ -3,38 +3,39 @@
 shards --source--> groups --labels--> class counts --plan--> BalancePlan
       seed, epoch ------------------------------> order: position -> place     (pure, slices)
       rank, world_size, batch_size, tail -------> split: which positions
-                                                    arena: places -> records -> batch on the device -> yield
+           rows that fit into memory -----------> arena: places -> records -> batch on the device -> yield
+           more than that ----------------------> stream: the same, of windows that are read ahead
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import torch
 
 from . import balance as _balance
-from .arena import Arena, load_arena
-from .checks import names_of
-from .cursor import Cursor
-from .dataset import Dataset
-from .errors import ArgumentError, PlanError, explain
-from .labels import label_names
+from .arena import Arena, Rows, load_arena
+from .checks import whole
+from .cursor import MAX_RANKS, Cursor
+from .errors import ArgumentError, FastbalanceError, StateError, explain
+from .options import checked_device, checked_extras, decoded_examples, memory_bytes, opened, ragged_bytes
 from .order import EpochOrder
-from .plan import Tail
-from .records import EXTRAS, make_layout
+from .plan import BalancePlan, Tail
+from .records import make_layout
+from .residency import StreamPlan, check_layout, stream_plan
 from .run import Run
 from .split import pieces, rank_places
 from .stats import LoaderStats, Meter
+from .stream import Stream
 
 # Batches are gathered several at a time, and handed out as slices: a hand-over to threads (20 us) and a kernel launch
 # (50 us) are then paid once for all of them.
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
-_MEMORY_SHARE = 0.8  # of what is free, for memory="auto"
 
 
 class BalancedLoader(Run):
@@ -54,13 +55,20 @@ class BalancedLoader(Run):
             a `Dataset`, which knows its label.
         batch_size: Rows for each rank and batch; must be given. The global batch is `batch_size * world_size`.
         columns: Names, or `{tensor: column or columns}`: several columns become one `[B, n]` matrix. None: every column
-            that can be a tensor.
+            that can be a tensor of one shape. Strings, binary and lists come as `fastbalance.Ragged` where they are
+            named.
+        decode: Functions that make a tensor of a value (say of the bytes of an image), by column. They run in the
+            threads that read, once for each row that is read; all rows must give one type and shape.
         balance: "natural", "uniform", "sqrt", or a value of `fastbalance.balance`.
         epoch_rows: Rows of an epoch over all ranks; None: as many as the data has; "over", "under": see `make_plan`.
         seed: In [0, 2^64). None: drawn from torch's global generator at the first iteration (ranks must then agree on
             it through `torch.manual_seed`).
         device: None: "cuda" where there is one, else "cpu".
-        memory: What the rows may occupy on the device: bytes, "4GiB", or "auto" (80 % of what is free).
+        memory: What the rows may occupy on the device, and the reading of them: bytes, "4GiB", or "auto" (80 % of what
+            is free). Data that is larger is streamed: classes that are drawn often stay in memory, of the others the
+            next windows are read ahead.
+        lanes: Of a stream: independent parts of the epoch, each of its own rows; a multiple of the number of ranks that
+            divides the global batch. Any number of ranks that divides it can resume. None: as many as ranks.
         rank, world_size: None: asked of torch.distributed at the first use, else 0 and 1.
         extras: Also in the batch: "class_id" (int64), "row" (int64, the global row number), "weight" (float32, natural
             share over sampled share of the row's class; weighted by it, a loss estimates the natural one).
@@ -69,6 +77,7 @@ class BalancedLoader(Run):
         fill_null: Values to put for nulls, by column.
         index: A file written by `Dataset.save_index`; None: scan the labels.
         filesystem: A pyarrow or fsspec file system for paths.
+        progress: Show a progress bar of each epoch on rank 0, on stderr.
 
     Raises:
         SourceError, LabelError, IndexFileError, ColumnError, PlanError, ArgumentError: See `fastbalance.errors`; raised
@@ -87,23 +96,33 @@ class BalancedLoader(Run):
         seed: int | None = 0,
         device: str | torch.device | None = None,
         memory: int | str = "auto",
+        lanes: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         extras: Sequence[str] = ("class_id",),
         tail: Tail = "keep",
         dtypes: Mapping[str, torch.dtype] | None = None,
         fill_null: Mapping[str, Any] | None = None,
+        decode: Mapping[str, Callable[[Any], Any]] | None = None,
         index: Any = None,
         filesystem: Any = None,
+        progress: bool = False,
     ) -> None:
         super().__init__(batch_size, balance, epoch_rows, tail, seed, rank, world_size)
-        self._extras = _checked_extras(extras)
-        self.device = _checked_device(device)
-        self._budget_bytes = _memory_bytes(memory, self.device)
-        self.data = _opened(source, label, index, filesystem)
-        self._layout = make_layout(self.data.schema, columns, self._extras, dtypes, fill_null)
-        self._check_memory()
+        self._extras = checked_extras(extras)
+        self.device = checked_device(device)
+        self._budget_bytes = memory_bytes(memory, self.device)
+        self.data = opened(source, label, index, filesystem)
+        examples = decoded_examples(self.data, decode)
+        self._layout = make_layout(self.data.schema, columns, self._extras, dtypes, fill_null, examples)
+        self._row_bytes = self._layout.record_bytes + ragged_bytes(self.data, self._layout)
+        self._lanes = None if lanes is None else whole("lanes", lanes, 1, MAX_RANKS)
+        self._fits = self.data.n_rows * self._row_bytes <= self._budget_bytes
+        self._stream_layout: Mapping[str, Any] | None = None  # of a state
+        self._stream: Stream | None = None
+        self._iteration: object = None  # the one that the windows of the stream belong to
         self._check_plan()
+        self._progress = bool(progress)
         self.sampler = _EpochSetter(self._cursor)
         self._meter = Meter()
 
@@ -125,40 +144,136 @@ class BalancedLoader(Run):
         """Batches of an epoch: the same on every rank."""
         return self.plan.n_batches
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         """One epoch, or what is left of it. Nothing happens before the first `next`."""
         epoch, first = self._cursor.start()
+        if self._progress and self._ranks[0] == 0:
+            yield from self._with_progress(self._batches(epoch, first), epoch, first)
+        else:
+            yield from self._batches(epoch, first)
+
+    def _with_progress(self, batches: Iterator[dict[str, Any]], epoch: int, first: int) -> Iterator[dict[str, Any]]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(f"epoch {epoch}", total=len(self), completed=first)
+            for batch in batches:
+                bar.advance(task)
+                yield batch
+
+    def _batches(self, epoch: int, first: int) -> Iterator[dict[str, Any]]:
         asked_s = time.perf_counter()
-        for batch, records in self._records(epoch, first):
-            tensors = self._tensors(records)
+        for batch, rows in self._rows(epoch, first):
+            tensors = self._tensors(rows)
             self._cursor.yielding(epoch, batch, len(self))
-            self._meter.served(epoch, batch, len(records), records.nbytes, time.perf_counter() - asked_s)
+            self._meter.served(epoch, batch, len(rows.records), rows.records.nbytes, time.perf_counter() - asked_s)
             yield tensors
             asked_s = time.perf_counter()
 
-    def _records(self, epoch: int, batch: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """The records of each batch, from `batch` to the end of the epoch: block by block, chunk by chunk."""
-        order = EpochOrder(None, self.plan, self.seed, epoch, self.device)
+    def _rows(self, epoch: int, batch: int) -> Iterator[tuple[int, Rows]]:
+        """The rows of each batch, from `batch` to the end of the epoch: block by block, chunk by chunk."""
         chunk_bytes = _CHUNK_BYTES.get(self.device.type, _CHUNK_BYTES["cpu"])
-        for block, first, n_batches in pieces(self.plan, batch, len(self)):
-            start, stop = rank_places(block.batch_rows, *self._ranks)
-            places = order.places(first, n_batches, start, stop)
-            chunk_batches = max(1, chunk_bytes // max(1, (stop - start) * self._layout.record_bytes))
-            for chunk in places.split(chunk_batches):
-                records = self._arena.gather(chunk.reshape(-1))
-                for part in records.split(stop - start):
+        blocks = self._streamed(epoch, batch) if isinstance(self.plan, StreamPlan) else self._resident(epoch, batch)
+        for arena, places in blocks:
+            rows = places.shape[1]
+            for chunk in places.split(max(1, chunk_bytes // max(1, rows * self._layout.record_bytes))):
+                for part in arena.gather(chunk.reshape(-1)).split(rows):
                     yield batch, part
                     batch += 1
 
-    def _tensors(self, records: torch.Tensor) -> dict[str, torch.Tensor]:
-        tensors = self._layout.views(records)
+    def _resident(self, epoch: int, batch: int) -> Iterator[tuple[Arena, torch.Tensor]]:
+        """The places of each block, int64 `[n_batches, rows of this rank]`, in the arena that holds all rows."""
+        order = EpochOrder(None, self.plan, self.seed, epoch, self.device)
+        for block, first, n_batches in pieces(self.plan, batch, len(self)):
+            yield self._arena, order.places(first, n_batches, *rank_places(block.batch_rows, *self._ranks))
+
+    def _streamed(self, epoch: int, batch: int) -> Iterator[tuple[Arena, torch.Tensor]]:
+        """The same, in an arena of windows."""
+        stream, iteration = self._opened_stream(), object()
+        self._iteration = iteration
+        try:
+            for _, first, n_batches in pieces(self.plan, batch, len(self)):
+                if self._iteration is not iteration:
+                    got = "another iteration of this loader, which began meanwhile"
+                    fix = "Make a second loader."
+                    raise ArgumentError(explain("iteration", got=got, allowed="one at a time of a stream", fix=fix))
+                yield stream.arena, stream.places(epoch, first, n_batches)
+        except GeneratorExit:  # the loop was left: nothing is read ahead for it
+            if self._iteration is iteration:
+                stream.forget()
+            raise
+
+    def _opened_stream(self) -> Stream:
+        assert isinstance(self.plan, StreamPlan)
+        if self._stream is None or self._stream.seed != self.seed or self._stream.plan is not self.plan:
+            self.close()
+            arguments = self.plan, self.data, self._layout, self.seed, self.device, *self._ranks
+            self._stream = Stream(*arguments, self._meter.reads)
+        return self._stream
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which reads the rows itself."""
+        return {name: value for name, value in vars(self).items() if name != "_arena"} | {"_stream": None}
+
+    def close(self) -> None:
+        """Stop the threads that read, and free the memory of a stream. The next iteration begins anew."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _plan_for(self, world_size: int) -> BalancePlan:
+        plan = super()._plan_for(world_size)
+        if self._fits and self._stream_layout is None:
+            return plan
+        return stream_plan(
+            plan,
+            self.data,
+            self._row_bytes,
+            list(dict.fromkeys([*self._layout.columns, *self.data.label])),
+            self._budget_bytes,
+            self._lanes or world_size,
+            world_size,
+            os.cpu_count() or 1,
+            self._stream_layout,
+        )
+
+    def _tensors(self, rows: Rows) -> dict[str, Any]:
+        tensors: dict[str, Any] = self._layout.views(rows.records)
+        tensors |= {name: column.to(self.device) for name, column in rows.ragged.items()}
         if "weight" in self._extras:
             tensors["weight"] = self._weights[tensors["weight"]]
         return tensors
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._meter.settle(self._count_classes)  # with the seed that those rows had
-        super().load_state_dict(state)
+        before = self._lanes, self._stream_layout, self.__dict__.pop("plan", None)
+        try:
+            self._adopt(state)
+            super().load_state_dict(state)
+        except FastbalanceError:
+            self._lanes, self._stream_layout, plan = before
+            self.__dict__.pop("plan", None)
+            if plan is not None:
+                self.__dict__["plan"] = plan
+            raise
+        if before[2] is not None and before[2].fingerprint == self.plan.fingerprint:
+            self.__dict__["plan"] = before[2]  # its windows are in memory
+
+    def _adopt(self, state: Mapping[str, Any]) -> None:
+        """Take over how a state's run was streamed: the budget may be another here."""
+        if not isinstance(state, Mapping) or not {"stream", "lanes"} <= set(state):
+            return  # refused when it is loaded
+        layout = state["stream"]
+        if layout is None and not self._fits:
+            allowed = f"at least {self.data.n_rows * self._row_bytes:,}, for all rows"
+            fix = "The state's run had all rows in memory: their order is another one when they are streamed."
+            raise StateError(explain("memory", got=f"{self._budget_bytes:,} bytes", allowed=allowed, fix=fix))
+        if layout is not None:
+            check_layout(layout, len(self.class_counts))
+            self._lanes = whole("state['lanes']", state["lanes"], 1, MAX_RANKS)
+        self._stream_layout = layout
 
     load_state_dict.__doc__ = Run.load_state_dict.__doc__
 
@@ -168,9 +283,12 @@ class BalancedLoader(Run):
 
     def _count_classes(self, epoch: int, first: int, end: int) -> np.ndarray:
         """Rows of each class that this rank got in the batches [first, end) of an epoch, int64 `[n_classes]`."""
-        order = EpochOrder(None, self.plan, self.seed, epoch)
         ends = np.cumsum(self.class_counts)
         counts = np.zeros(len(ends), np.int64)
+        if isinstance(self.plan, StreamPlan):
+            stream = self._opened_stream()
+            return sum((stream.count_classes(epoch, at, n) for _, at, n in pieces(self.plan, first, end)), counts)
+        order = EpochOrder(None, self.plan, self.seed, epoch)
         for block, batch, n_batches in pieces(self.plan, first, end):
             places = order.places(batch, n_batches, *rank_places(block.batch_rows, *self._ranks))
             counts += np.bincount(np.searchsorted(ends, places.numpy().reshape(-1), side="right"), minlength=len(ends))
@@ -186,19 +304,6 @@ class BalancedLoader(Run):
     @cached_property
     def _weights(self) -> torch.Tensor:
         return torch.from_numpy(self.plan.weights).to(self.device)
-
-    def _check_memory(self) -> None:
-        needed = self.data.n_rows * self._layout.record_bytes
-        if needed > self._budget_bytes:
-            raise PlanError(
-                explain(
-                    "memory",
-                    got=f"{self._budget_bytes:,} bytes for {self.data.n_rows:,} rows of {self._layout.record_bytes} "
-                    f"bytes, which are {needed:,}",
-                    allowed="room for all rows",
-                    fix="Raise memory, load fewer columns, or narrower types with dtypes.",
-                )
-            )
 
 
 class _EpochSetter:
@@ -222,60 +327,3 @@ def log_prior_correction(loader: BalancedLoader) -> torch.Tensor:
     """
     with np.errstate(divide="ignore"):
         return torch.from_numpy(np.log(loader.plan.weights))
-
-
-def _opened(source: Any, label: Any, index: Any, filesystem: Any) -> Dataset:
-    if isinstance(source, Dataset):
-        if index is not None or filesystem is not None:
-            got = "index" if index is not None else "filesystem"
-            raise ArgumentError(explain(got, got="a value, beside a Dataset that is open", allowed="None"))
-        names = source.label if label is None else label_names(label)
-        if names != source.label:
-            raise ArgumentError(explain("label", got=names, allowed=f"{source.label}, the data set's own, or None"))
-        return source
-    if label is None:
-        raise ArgumentError(explain("label", got="None", allowed="the name of the label column, or several names"))
-    return Dataset.open(source, label, index=index, filesystem=filesystem)
-
-
-def _checked_extras(extras: Sequence[str]) -> tuple[str, ...]:
-    """The extras in the order of a record."""
-    allowed = f"a sequence of names from {EXTRAS}"
-    names = names_of("extras", extras, allowed)
-    if isinstance(extras, str) or not set(names) <= set(EXTRAS):
-        raise ArgumentError(explain("extras", got=repr(extras if isinstance(extras, str) else names), allowed=allowed))
-    return tuple(name for name in EXTRAS if name in names)
-
-
-def _checked_device(device: str | torch.device | None) -> torch.device:
-    try:
-        found = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        allowed = "a device of this machine, or None"
-        raise ArgumentError(explain("device", got=f"{device!r} ({error})", allowed=allowed)) from error
-    return found
-
-
-def _memory_bytes(memory: int | str, device: torch.device) -> int:
-    if memory == "auto":
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        return int(_MEMORY_SHARE * free)
-    units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-    try:
-        if isinstance(memory, str):
-            unit = next(u for u in sorted(units, key=len, reverse=True) if memory.endswith(u))
-            n_bytes = int(float(memory[: -len(unit)]) * units[unit])
-        else:
-            n_bytes = int(memory)
-    except (StopIteration, ValueError, TypeError, OverflowError):
-        n_bytes = 0
-    if n_bytes <= 0 or isinstance(memory, bool):
-        raise ArgumentError(
-            explain(
-                "memory",
-                got=repr(memory),
-                allowed='bytes as an integer > 0, a string as "512MiB" or "4GiB", or "auto"',
-            )
-        )
-    return n_bytes

@@ -53,12 +53,9 @@ class EpochOrder:
         self.device = torch.device(device)
         self._kernels = dispatch.kernels_for(self.device)
         self._drawn_before = plan.drawn_before(epoch)
-        self._classes = self._put(_class_table(plan.class_counts))
-        self._keys = self._put(
-            np.stack([dispatch.round_keys(seed, p) for p in (philox.SLOT_ROUND_KEYS, philox.STRATUM_ROUND_KEYS)]).view(
-                np.int32
-            )  # words: torch knows few operations on uint32
-        )
+        counts = plan.class_counts
+        self._classes = self._put(class_table(counts, np.cumsum(counts) - counts, np.arange(len(counts))))
+        self._keys = round_keys(seed, self.device)
         self._class_rows = _as_class_rows(dataset_or_class_rows, plan, self.device)
 
     def __len__(self) -> int:
@@ -130,32 +127,43 @@ class EpochOrder:
         quotas = self.plan.drawn(block.end_position) - before
         passes, offsets = np.divmod(self._drawn_before + before, self.plan.class_counts)
         draws = np.stack([np.cumsum(quotas) - quotas, offsets, passes])
-        numbers = [block.n_batches, *dispatch.grid(block.n_batches), block.number, self.epoch]
-        numbers += [self.seed & 0xFFFFFFFF, self.seed >> 32, first, column]
-        return locate.Block(
-            self._classes,
-            self._put(draws),
-            self._put(_strata(block.batch_rows)),
-            self._keys,
-            self._put(np.array(numbers, np.int64)),
-        )
+        numbers = block_numbers(block, self.epoch, self.seed, first, column)
+        tables = [self._put(table) for table in (draws, strata(block.batch_rows), numbers)]
+        return locate.Block(self._classes, tables[0], tables[1], self._keys, tables[2])
 
     def _put(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
 
 
-def _class_table(class_counts: np.ndarray) -> np.ndarray:
-    """Lines of `locate.Block.classes`, int64 `[6, n_classes]`."""
+def round_keys(seed: int, device: torch.device) -> torch.Tensor:
+    """`locate.Block.keys`: words as int32 `[2, 24]`, because torch knows few operations on uint32."""
+    keys = [dispatch.round_keys(seed, purpose) for purpose in (philox.SLOT_ROUND_KEYS, philox.STRATUM_ROUND_KEYS)]
+    return torch.from_numpy(np.stack(keys).view(np.int32)).to(device)
+
+
+def block_numbers(block: BlockRange, epoch: int, seed: int, first: int, column: int) -> np.ndarray:
+    """`locate.Block.numbers`, int64 `[9]`: to compute the batches of a block from `first` on, from `column` on."""
+    size = block.n_batches, *dispatch.grid(block.n_batches)
+    return np.array([*size, block.number, epoch, seed & 0xFFFFFFFF, seed >> 32, first, column], np.int64)
+
+
+def class_table(class_counts: np.ndarray, starts: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
+    """`locate.Block.classes`, int64 `[6, n_classes]`.
+
+    Args:
+        class_counts: Rows of each class.
+        starts: Place of its first row.
+        class_ids: What keys its shuffle.
+    """
     _, bits = np.frexp(class_counts.astype(np.float64))  # bit_length: counts stay below 2^52
     shifts = bits.astype(np.int64) // 2
     sides = 2 * ((class_counts + (2 << shifts) - 1) >> (shifts + 1))  # bijection.grid, for all classes at once
     magics = np.where(class_counts <= locate.MAGIC_ROWS, 0xFFFFFFFF // class_counts, 0)
-    starts = np.cumsum(class_counts) - class_counts
-    return np.stack([class_counts, starts, sides, shifts, magics, np.arange(len(class_counts))])
+    return np.stack([class_counts, starts, sides, shifts, magics, class_ids])
 
 
 @lru_cache(maxsize=8)
-def _strata(batch_rows: int) -> np.ndarray:
+def strata(batch_rows: int) -> np.ndarray:
     """The stratum of each place in a batch, int32 `[batch_rows]`."""
     return ((np.arange(batch_rows, dtype=np.int64) * golden(batch_rows)) % batch_rows).astype(np.int32)
 

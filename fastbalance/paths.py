@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from copy import copy
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from .errors import SourceError, explain
-from .shards import READ_ERRORS
+from .retries import READ_ERRORS, is_denied, mend, passes
 
 SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
 KINDS = "a path, glob, directory or URI, a list of those, pa.Table, dict of arrays, datasets.Dataset"
+
+_PYARROW_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "hf")
+_GCS_RETRY_S = 30  # for each request; the client's own is 15 minutes
 
 
 def list_files(source: Any, filesystem: Any) -> list[tuple[pafs.FileSystem, str]]:
@@ -28,15 +33,18 @@ def list_files(source: Any, filesystem: Any) -> list[tuple[pafs.FileSystem, str]
             raise SourceError(explain("source", got="an empty path", allowed=KINDS))
     found = []
     for item in items:
+        remote = filesystem is not None or bool(_scheme(os.fspath(item)))
+        errors = (Exception,) if remote else (*READ_ERRORS, ValueError)  # clients of stores raise all kinds
         try:
             where, path = _locate(os.fspath(item), filesystem)
             files = _expand(where, path)
-        except (*READ_ERRORS, ValueError) as error:
-            raise SourceError(explain(f"source {item!r}", got=error, allowed=KINDS)) from error
+        except errors as error:
+            fix = mend(error, "") if remote else ""
+            raise SourceError(explain(f"source {_shown(item)}", got=error, allowed=KINDS, fix=fix)) from error
         if not files:
             fix = "Check the path; names that begin with '.' or '_' are skipped"
             allowed = f"a file, a glob, or a directory with files ending in {' '.join(SUFFIXES)}"
-            raise SourceError(explain(f"source {str(item)!r}", got="no such file", allowed=allowed, fix=fix))
+            raise SourceError(explain(f"source {_shown(item)}", got="no such file", allowed=allowed, fix=fix))
         found += [(where, file) for file in files]
     names = [file for _, file in found]
     if not found or len(set(names)) < len(names):
@@ -49,15 +57,70 @@ def _locate(path: str, filesystem: Any) -> tuple[pafs.FileSystem, str]:
     """Split a path or URI into a file system and the path on it, which may be a glob."""
     if filesystem is not None:
         known = isinstance(filesystem, pafs.FileSystem)
-        return filesystem if known else pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
-    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path):
+        return filesystem if known else pafs.PyFileSystem(_Fsspec(filesystem)), path
+    scheme = _scheme(path)
+    if not scheme:
         return pafs.LocalFileSystem(), Path(path).expanduser().as_posix()
     # Brackets are not allowed in a URI, and "?" begins its options: what precedes the first glob is parsed.
     address, question, options = path.partition("?")
     parts = address.split("/")
     plain = next((i for i, part in enumerate(parts) if _is_glob(part)), len(parts))
-    where, base = pafs.FileSystem.from_uri("/".join(parts[:plain]) + question + options)
+    where, base = _connect(scheme, "/".join(parts[:plain]), question + options)
     return where, "/".join([base.rstrip("/"), *parts[plain:]])
+
+
+def _connect(scheme: str, address: str, options: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI and the path on it; pyarrow's, and fsspec's of schemes that pyarrow does not know."""
+    if scheme not in _PYARROW_SCHEMES:
+        from fsspec.core import url_to_fs
+
+        where, base = url_to_fs(address + options)
+        return pafs.PyFileSystem(_Fsspec(where)), base
+    if scheme in ("gs", "gcs") and "retry_limit_seconds" not in options:
+        options += f"{'&' if options else '?'}retry_limit_seconds={_GCS_RETRY_S}"
+    where, base = pafs.FileSystem.from_uri(address + options)
+    if scheme == "s3":
+        # From a URI every request is repeated each 0.2 s for 6 s, which feeds a "503 Slow Down". A copy, which is made
+        # of the same options, repeats as `S3FileSystem(...)` does: 3 requests, with growing and random delays.
+        where = copy(where)
+    return where, base
+
+
+class _Fsspec(pafs.FSSpecHandler):
+    """Reads what is asked for: fsspec would read 5 MiB ahead each time, far more than a column of a group."""
+
+    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+        infos = super().get_file_info(paths)
+        for info in infos:
+            if info.type == pafs.FileType.NotFound:
+                self._check_answered(info.path)
+        return infos
+
+    def _check_answered(self, path: str) -> None:
+        """HTTP's client says "not found" of an error 403, and of a lost connection, too."""
+        try:
+            self.fs.info(path)
+        except FileNotFoundError as error:
+            cause = error.__cause__
+            if cause is not None and (is_denied(cause) or passes(cause)):
+                raise OSError(f"{type(cause).__name__}: {cause}") from error
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(self.fs.open(path, mode="rb", cache_type="none"), mode="r")
+
+
+def _scheme(path: str) -> str:
+    """The scheme of a URI, in lower case; "" of a path."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", path)
+    return match[1].lower() if match else ""
+
+
+def _shown(item: Any) -> str:
+    """A source as messages quote it: without the secrets that a URI may hold."""
+    hidden = re.sub(r"(?<=://)[^/?@]+@", "...@", str(item))
+    return repr(
+        re.sub(r"(?<=[?&])([^=&]*(?:key|token|secret|sig|password)[^=&]*)=[^&]*", r"\1=...", hidden, flags=re.I)
+    )
 
 
 def _is_glob(path: str) -> bool:

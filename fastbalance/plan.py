@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,6 +58,16 @@ class BalancePlan:
     @property
     def n_classes(self) -> int:
         return len(self.class_counts)
+
+    @property
+    def lanes(self) -> int:
+        """Independent parts of an epoch: one where all rows are in memory."""
+        return 1
+
+    @property
+    def layout(self) -> dict[str, Any] | None:
+        """What a state must hold, beside the seed, to give the same order again; None: the plan is enough."""
+        return None
 
     @property
     def n_rows(self) -> int:

@@ -10,7 +10,7 @@ one contiguous copy, and a batch's columns are views of the gathered records.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ import pyarrow as pa
 import torch
 
 from .checks import names_of
-from .columns import ARROW_TYPES, TORCH_TYPES, check_fill, element_type, to_numpy
+from .columns import ARROW_TYPES, TORCH_TYPES, check_fill, decoded, element_type, to_numpy
 from .errors import ArgumentError, ColumnError, explain
+from .ragged import RaggedField, is_bytes, ragged_type
 
 EXTRAS = ("class_id", "row", "weight")
 _RECORD_ALIGN = 16  # bytes of the widest load that a GPU thread has
@@ -38,6 +39,8 @@ class Field:
     """Shape of one row: () for a scalar, [n] for columns side by side or a list column."""
     offset: int
     """Of its first byte in the record."""
+    decode: Callable[[Any], Any] | None = None
+    """Makes the tensor of a row of a value of the column; None: the column's values are numbers."""
 
     @property
     def n_bytes(self) -> int:
@@ -51,11 +54,19 @@ class RecordLayout:
     fields: tuple[Field, ...]
     record_bytes: int
     fill_null: Mapping[str, Any]
+    ragged: tuple[RaggedField, ...] = ()
+    """Columns whose rows differ in length: they do not lie in the record."""
 
     @property
     def columns(self) -> list[str]:
         """Columns that must be read."""
-        return list(dict.fromkeys(name for field in self.fields for name in field.columns))
+        columns = [*(name for field in self.fields for name in field.columns), *(field.column for field in self.ragged)]
+        return list(dict.fromkeys(columns))
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether a row that is not wanted had better not be made into a record."""
+        return bool(self.ragged) or any(field.decode for field in self.fields)
 
     def views(self, records: torch.Tensor) -> dict[str, torch.Tensor]:
         """The tensors of a batch: views of its records, uint8 `[n, record_bytes]`; no copies."""
@@ -83,6 +94,10 @@ class RecordLayout:
                 offsets.append(field.offset)
             offset = field.offset
             for name in field.columns:
+                if field.decode is not None:
+                    arrays.append(decoded(table.column(name), name, field.decode, field.dtype, field.shape, where))
+                    offsets.append(offset)
+                    continue
                 column = to_numpy(table.column(name), name, field.dtype, self.fill_null.get(name), where)
                 arrays.append(column)
                 offsets.append(offset)
@@ -96,6 +111,7 @@ def make_layout(
     extras: Sequence[str] = (),
     dtypes: Mapping[str, torch.dtype] | None = None,
     fill_null: Mapping[str, Any] | None = None,
+    decode: Mapping[str, tuple[Callable[[Any], Any], torch.Tensor]] | None = None,
 ) -> RecordLayout:
     """Lay out the wanted columns in a record.
 
@@ -106,16 +122,28 @@ def make_layout(
         extras: int64 fields that the arena fills: "class_id", "row", and "weight" (a class id, to look it up by).
         dtypes: Types that tensors are converted to while loading, by the tensor's name.
         fill_null: Values to put for nulls, by the column's name.
+        decode: By the column's name, what makes a tensor of a value, and what came of the first row: its type and shape
+            are those of all rows.
 
     Raises:
         ColumnError: A column is missing, of a type that no tensor has, or of another type than those beside it.
         ArgumentError: A name that is no tensor, or used twice.
     """
     dtypes, fill_null = _checked_mapping("dtypes", dtypes), _checked_mapping("fill_null", fill_null)
-    wanted = _wanted(schema, columns)
+    wanted = _wanted(schema, columns, decode or {})
     _check_names(wanted, extras, dtypes, fill_null)
-    fields, offset = [], 0
+    fields, ragged, offset = [], [], 0
     for name, parts in wanted.items():
+        if len(parts) == 1 and parts[0] in (decode or {}):
+            function, example = (decode or {})[parts[0]]
+            offset = _align(offset, min(example.dtype.itemsize, _RECORD_ALIGN))
+            fields.append(Field(name, parts, example.dtype, tuple(example.shape), offset, function))
+            offset += fields[-1].n_bytes
+            continue
+        kind = ragged_type(schema.field(parts[0]).type) if len(parts) == 1 and parts[0] in schema.names else None
+        if kind is not None:
+            ragged.append(RaggedField(name, parts[0], kind, is_bytes=is_bytes(schema.field(parts[0]).type)))
+            continue
         matrix = isinstance(columns, Mapping) and not isinstance(columns[name], str)
         dtype, shape = _tensor_type(schema, name, parts, dtypes.get(name), matrix)
         for part in parts:
@@ -128,16 +156,18 @@ def make_layout(
         offset = _align(offset, 8)
         fields.append(Field(name, (), torch.int64, (), offset))
         offset += 8
-    return RecordLayout(tuple(fields), _align(offset, _RECORD_ALIGN), fill_null)
+    record_bytes = max(_RECORD_ALIGN, _align(offset, _RECORD_ALIGN))
+    return RecordLayout(tuple(fields), record_bytes, fill_null, tuple(ragged))
 
 
 def _align(offset: int, to: int) -> int:
     return -(-offset // to) * to
 
 
-def _wanted(schema: pa.Schema, columns: Any) -> dict[str, tuple[str, ...]]:
+def _wanted(schema: pa.Schema, columns: Any, decode: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     if columns is None:
-        names = [field.name for field in schema if element_type(field.type)[0] in TORCH_TYPES]
+        fixed = {field.name for field in schema if element_type(field.type)[0] in TORCH_TYPES}
+        names = [name for name in schema.names if name in fixed or name in decode]
         return {name: (name,) for name in names}
     if isinstance(columns, str):
         raise ArgumentError(
@@ -199,8 +229,8 @@ def _tensor_type(
                 explain(
                     f"column {part!r}",
                     got=f"type {schema.field(part).type}",
-                    allowed="numbers, bools, and fixed-size lists of them",
-                    fix="Leave it out with columns=[...], or convert it to numbers when the data is written.",
+                    allowed="numbers, bools, fixed-size lists of them; alone also strings, binary, lists of numbers",
+                    fix="Leave it out with columns=[...], give a function in decode, or convert it before.",
                 )
             )
         found.append((part, TORCH_TYPES[kind], shape))

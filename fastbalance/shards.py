@@ -14,9 +14,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from .errors import SourceError, explain
+from .retries import READ_ERRORS, GaveUpError, is_denied, is_local, mend, patiently
 
 FORMATS = "Parquet, Arrow IPC files, Arrow IPC streams"
-READ_ERRORS = (OSError, pa.ArrowException)
 _TAIL_BYTES = 2**16  # most Parquet footers fit: one request gives the magic bytes and the footer
 _MAPPED = pafs.LocalFileSystem(use_mmap=True)
 
@@ -31,7 +31,10 @@ class Shard:
         name: The path, or what stands for one ("<table>").
         schema: Arrow schema, without metadata.
         group_rows: int64 [n_groups], CPU. Rows of each group; 0 is possible.
+        is_local: Whether no network lies between; errors that pass are waited out where one does.
     """
+
+    is_local = True
 
     def __init__(self, name: str, schema: pa.Schema, group_rows: Sequence[int]) -> None:
         self.name = name
@@ -46,15 +49,22 @@ class Shard:
             columns: Names, at least one: without a column an Arrow table has no rows.
 
         Raises:
-            SourceError: A group cannot be read, or the file has changed since it was opened.
+            SourceError: A group cannot be read, the file has changed since it was opened, or its store did not answer
+                in several tries.
         """
+        part = f"groups {list(groups)}"
         try:
-            table = self._read(list(groups), list(columns)).select(columns).replace_schema_metadata()
+            if self.is_local:
+                table = self._read(list(groups), list(columns))
+            else:
+                table = patiently(f"{self.name}, {part}", self._read, list(groups), list(columns))
+            table = table.select(columns).replace_schema_metadata()
             table.validate()
         except READ_ERRORS as error:
-            for group in groups if len(groups) > 1 else ():
-                self.read([group], columns)  # one by one, so that the message names the group at fault
-            raise self._unreadable(f"groups {list(groups)}", error) from error
+            store_at_fault = not self.is_local and (isinstance(error, GaveUpError) or is_denied(error))
+            for group in groups if len(groups) > 1 and not store_at_fault else ():
+                self.read([group], columns)  # one by one, so that the message names it
+            raise self._unreadable(part, error) from error
         if len(table) != self.group_rows[list(groups)].sum():
             raise self._changed(f"{len(table)} rows in groups {list(groups)}")
         return table
@@ -76,6 +86,7 @@ class Shard:
 
     def _unreadable(self, part: str, error: Exception) -> SourceError:
         fix = "The file may be damaged: write or copy it again"
+        fix = fix if self.is_local else mend(error, fix)
         return SourceError(explain(f"{self.name}, {part}", got=error, allowed=FORMATS, fix=fix))
 
     def _changed(self, got: str) -> SourceError:
@@ -103,6 +114,7 @@ class _IpcShard(Shard):
 
     def __init__(self, filesystem: pafs.FileSystem, path: str, mark: str) -> None:
         self._filesystem, self._path, self._mark = filesystem, path, mark
+        self.is_local = is_local(filesystem)
         with filesystem.open_input_file(path) as file:
             schema = pa.ipc.open_file(file).schema
             reader = pa.ipc.open_file(file, options=_only(_narrowest(schema)))
@@ -126,6 +138,7 @@ class _ParquetShard(Shard):
 
     def __init__(self, filesystem: pafs.FileSystem, path: str, size: int, footer: bytes) -> None:
         self._filesystem, self._path, self._size = filesystem, path, size
+        self.is_local = is_local(filesystem)
         self._metadata = pq.read_metadata(pa.BufferReader(footer))
         self._mark = f"parquet {size} {blake2b(footer, digest_size=16).hexdigest()}"
         rows = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
@@ -155,27 +168,36 @@ class _ParquetShard(Shard):
 
 def open_shard(filesystem: pafs.FileSystem, path: str) -> Shard:
     """Open one file by its magic bytes: Parquet and Arrow IPC files end with theirs, streams have none."""
+    local = is_local(filesystem)
     try:
-        with filesystem.open_input_file(path) as file:
-            size = file.size()
-            tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
-            head = tail[:6] if size <= _TAIL_BYTES else file.read_at(6, 0)
-            if size > 12 and tail.endswith(b"PAR1"):
-                footer_bytes = 8 + int.from_bytes(tail[-8:-4], "little")
-                if footer_bytes > len(tail):
-                    tail = file.read_at(footer_bytes, max(0, size - footer_bytes))
-                return _ParquetShard(filesystem, path, size, tail[-footer_bytes:])
-        if head.startswith((b"PAR1", b"ARROW1")) and not tail.endswith(b"ARROW1"):
-            raise pa.ArrowInvalid("the beginning of a Parquet or Arrow file, but not its end: it is truncated")
-        mark = f"arrow {size} {filesystem.get_file_info(path).mtime_ns}"
-        filesystem = _MAPPED if isinstance(filesystem, pafs.LocalFileSystem) else filesystem
-        if tail.endswith(b"ARROW1"):
-            return _IpcShard(filesystem, path, mark)
-        with filesystem.open_input_file(path) as file, pa.ipc.open_stream(file) as stream:
-            return MemoryShard(path, list(stream), stream.schema, mark)
+        return _open(filesystem, path) if local else patiently(path, _open, filesystem, path)
     except READ_ERRORS as error:
         fix = "Is it a data file? It may be missing, truncated or damaged: write or copy it again"
+        fix = fix if local else mend(error, fix)
         raise SourceError(explain(path, got=error, allowed=FORMATS, fix=fix)) from error
+
+
+def _open(filesystem: pafs.FileSystem, path: str) -> Shard:
+    with filesystem.open_input_file(path) as file:
+        size = file.size()
+        tail = file.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
+        if size > 12 and tail.endswith(b"PAR1"):
+            footer_bytes = 8 + int.from_bytes(tail[-8:-4], "little")
+            if footer_bytes > len(tail):
+                tail = file.read_at(footer_bytes, max(0, size - footer_bytes))
+            return _ParquetShard(filesystem, path, size, tail[-footer_bytes:])
+        is_file = tail.endswith(b"ARROW1")
+        head = tail[:6] if size <= _TAIL_BYTES or is_file else file.read_at(6, 0)
+    if head.startswith((b"PAR1", b"ARROW1")) and not is_file:
+        raise pa.ArrowInvalid("the beginning of a Parquet or Arrow file, but not its end: it is truncated")
+    mark = f"arrow {size} {filesystem.get_file_info(path).mtime_ns}"
+    filesystem = _MAPPED if isinstance(filesystem, pafs.LocalFileSystem) else filesystem
+    if is_file:
+        return _IpcShard(filesystem, path, mark)
+    with filesystem.open_input_file(path) as file:
+        # A stream is read piece by piece: from afar better at once, as it is kept in memory anyway.
+        stream = pa.ipc.open_stream(file if is_local(filesystem) else file.read_buffer())
+        return MemoryShard(path, list(stream), stream.schema, mark)
 
 
 def _only(fields: list[int]) -> pa.ipc.IpcReadOptions:

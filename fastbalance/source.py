@@ -63,16 +63,22 @@ class Source:
         assert (self.groups.shard[list(run)] == shard).all(), "a run of groups lies in one shard"
         return self.shards[shard].read(self.groups.index[list(run)].tolist(), columns)
 
-    def runs(self, max_rows: int = MAX_GROUP_ROWS) -> list[range]:
-        """Cut all groups into runs of neighbours in one shard, of at most `max_rows` rows or one group."""
-        runs, start, shard, rows = [], 0, self.groups.shard.tolist(), self.groups.n_rows.tolist()
-        total = 0
-        for group in range(len(rows)):
-            if group > start and (shard[group] != shard[start] or total + rows[group] > max_rows):
-                runs.append(range(start, group))
-                start, total = group, 0
-            total += rows[group]
-        return [*runs, range(start, len(rows))]
+    def group_bytes(self, columns: Sequence[str]) -> np.ndarray:
+        """Bytes that reading `columns` of each group moves, int64 `[n_groups]`."""
+        return np.concatenate([shard.group_bytes(columns) for shard in self.shards])
+
+    def runs(self, groups: Sequence[int], max_rows: int = MAX_GROUP_ROWS) -> list[range]:
+        """Cut ascending groups into runs of neighbours in one shard, of at most `max_rows` rows or one group."""
+        numbers = list(groups)
+        shard, rows = self.groups.shard[numbers].tolist(), self.groups.n_rows[numbers].tolist()
+        runs, start, total = [], 0, 0
+        for k in range(len(numbers)):
+            apart = k > start and (numbers[k] != numbers[k - 1] + 1 or shard[k] != shard[start])
+            if apart or (k > start and total + rows[k] > max_rows):
+                runs.append(range(numbers[start], numbers[k - 1] + 1))
+                start, total = k, 0
+            total += rows[k]
+        return [*runs, range(numbers[start], numbers[-1] + 1)] if numbers else []
 
     def scan(self, columns: Sequence[str], visit: Callable[[int, pa.Table], T]) -> Iterator[T]:
         """Read every group once, in threads; yield `visit(group, table)` in the order of the groups."""
@@ -85,7 +91,7 @@ class Source:
 
         with ThreadPoolExecutor() as pool:
             try:
-                for results in pool.map(work, self.runs()):
+                for results in pool.map(work, self.runs(range(len(self.groups)))):
                     yield from results
             finally:
                 pool.shutdown(cancel_futures=True)

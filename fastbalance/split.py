@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from math import gcd
 from typing import NamedTuple
 
+import numpy as np
+
 from .errors import ArgumentError, PlanError, explain
 from .plan import BalancePlan
 
@@ -92,6 +94,66 @@ def check_ranks(plan: BalancePlan, rank: int, world_size: int) -> None:
                 fix='Take tail="drop" or tail="pad", or another batch_size.',
             )
         )
+
+
+def lanes_of(plan: BalancePlan, rank: int, world_size: int, lanes: int) -> range:
+    """The lanes of a stream that a rank serves, side by side in its batches.
+
+    Raises:
+        PlanError: A number of lanes that does not divide the global batch, or that the ranks do not share evenly.
+    """
+    if plan.global_batch_rows % lanes or lanes % world_size:
+        raise PlanError(
+            explain(
+                "lanes",
+                got=f"{lanes} lanes for a global batch of {plan.global_batch_rows} rows and {world_size} ranks",
+                allowed="a number that divides the batch, and that the ranks divide",
+            )
+        )
+    return range(rank, lanes, world_size)
+
+
+class Dealer(NamedTuple):
+    """Deals each class's rows to lanes: number t, counted over all classes, goes to lane `(t + turn) % lanes`.
+
+    So lanes get equally many rows in a turn, give or take one, and equally many of each class in `lanes` turns: they
+    never drift apart. All results are int64 `[n_classes]`.
+    """
+
+    counts: np.ndarray
+    """int64 `[n_classes]`."""
+    lanes: int
+
+    def dealt(self, lane: int, turn: int) -> np.ndarray:
+        """What a lane gets."""
+        whole, rest, first = self._parts
+        return whole + ((lane - turn - first) % self.lanes < rest)
+
+    def to_earlier_lanes(self, lane: int, turn: int) -> np.ndarray:
+        """What the lanes before it get."""
+        whole, _, first = self._parts
+        return whole * lane + self._low(lane - 1 - turn - first) - self._low(-1 - turn - first)
+
+    def in_earlier_turns(self, lane: int, turn: int | np.ndarray) -> np.ndarray:
+        """What a lane gets in the turns before."""
+        whole, _, first = self._parts
+        return whole * turn + self._low(lane - first) - self._low(lane - first - turn)
+
+    @property
+    def _parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        whole, rest = np.divmod(self.counts, self.lanes)
+        return whole, rest, (np.cumsum(self.counts) - self.counts) % self.lanes
+
+    def _low(self, last: np.ndarray) -> np.ndarray:
+        """Of the numbers up to `last`, those whose remainder by the lanes is below the rest; plus some constant."""
+        rest = self.counts % self.lanes
+        return last // self.lanes * rest + np.minimum(last % self.lanes + 1, rest)
+
+
+def parts(counts: np.ndarray, part: int, n_parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """The half-open ranges of one of n equal parts, though `counts * part` may not fit 64 bits."""
+    whole, rest = np.divmod(counts, n_parts)
+    return whole * part + rest * part // n_parts, whole * (part + 1) + rest * (part + 1) // n_parts
 
 
 def golden(rows: int) -> int:

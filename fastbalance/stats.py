@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,14 +25,83 @@ class LoaderStats:
     """Seconds spent in `next`, the loading included. On a GPU: until the work was queued."""
     rows_per_s: float
     """Rows yielded per second in `next`, the loading left out."""
+    groups_read: int
+    """Of a stream, like all that follows but the last."""
+    bytes_read: int
+    """Bytes of the columns that were read of those groups, as they lie in the files."""
+    amplification: float
+    """Bytes read over the bytes of distinct (pass, group)."""
+    window_hits: int
+    """Windows that were in memory when their block was asked for."""
+    window_misses: int
+    """Windows that were waited for."""
+    read_wait_s: float
+    """Seconds of `wait_s` spent waiting for them."""
+    arena_rows: int
+    """Rows in the arena that a class or a window has taken."""
+    peak_arena_rows: int
+    """The most of them at a time."""
     class_rows: dict[Any, int]
     """Rows yielded of each class, by label value."""
+
+    def scalars(self) -> dict[str, float]:
+        """All that is one number, by name: what a TensorBoard `SummaryWriter.add_scalar` takes, one by one."""
+        return {name: float(value) for name, value in vars(self).items() if name != "class_rows"}
+
+
+class ReadMeter:
+    """Counts what is read and what is waited for. Threads may count at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[int, np.ndarray] = {}  # groups read in each pass
+        self.groups = self.bytes = self.planned_bytes = 0
+        self.hits = self.misses = 0
+        self.wait_s = 0.0
+        self.live_rows = self.peak_rows = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def read(self, turn: int, groups: Sequence[int], group_bytes: np.ndarray) -> None:
+        """Count groups that were read for a pass.
+
+        Args:
+            group_bytes: int64 `[n_groups]`. Bytes that reading each group of the data moves.
+        """
+        numbers = np.asarray(groups)
+        n_bytes = group_bytes[numbers]
+        with self._lock:
+            seen = self._seen.setdefault(turn, np.zeros(len(group_bytes), bool))
+            self.groups += len(numbers)
+            self.bytes += int(n_bytes.sum())
+            self.planned_bytes += int(n_bytes[~seen[numbers]].sum())
+            seen[numbers] = True
+
+    def took(self, rows: int) -> None:
+        """Count rows of the arena that are taken, or given back."""
+        self.took_all(self.live_rows + rows)
+
+    def took_all(self, rows: int) -> None:
+        """Set the rows of the arena that are taken."""
+        self.live_rows = rows
+        self.peak_rows = max(self.peak_rows, rows)
+
+    def waited(self, segments: int, late: int, seconds: float) -> None:
+        """Count the segments of a block, those that were not there yet, and the time until they were."""
+        self.hits += segments - late
+        self.misses += late
+        self.wait_s += seconds
 
 
 class Meter:
     """Counts what is yielded. Costs nothing per row: which classes they were is computed when it is asked."""
 
     def __init__(self) -> None:
+        self.reads = ReadMeter()
         self.load_s = 0.0
         self._rows = self._batches = self._bytes = 0
         self._wait_s = 0.0
@@ -67,5 +137,13 @@ class Meter:
             load_s=self.load_s,
             wait_s=self._wait_s,
             rows_per_s=self._rows / serving_s if serving_s > 0 else 0.0,
+            groups_read=self.reads.groups,
+            bytes_read=self.reads.bytes,
+            amplification=self.reads.bytes / self.reads.planned_bytes if self.reads.planned_bytes else 1.0,
+            window_hits=self.reads.hits,
+            window_misses=self.reads.misses,
+            read_wait_s=self.reads.wait_s,
+            arena_rows=self.reads.live_rows,
+            peak_arena_rows=self.reads.peak_rows,
             class_rows={label: int(n) for label, n in zip(classes, counts, strict=True)},
         )

@@ -36,7 +36,7 @@ def make(jit: Callable, u32: Callable, u64: Callable, where: Callable, is_any: C
         mulhi: High word of the product of two words.
 
     Returns:
-        A namespace of `left`, `right`, `unleft` (single rounds), `feistel` and `unrank`.
+        A namespace of `left`, `right`, `unleft` (single rounds), `rounds`, `feistel` and `unrank`.
     """
     one, sixteen, spread = u32(1), u32(16), u32(0x21F0AAAD)
     digit_bits, digit_mask, word_bits = u64(4), u64(15), u64(32)
@@ -71,21 +71,26 @@ def make(jit: Callable, u32: Callable, u64: Callable, where: Callable, is_any: C
         return u32(rhs ^ (mix(lhs, k0, k1) >> u32(down & below_32)))
 
     @jit
-    def feistel(x, n, a, r, keys, t0, t1, n_rounds):
-        """For fixed n, keys and tweak: a bijection of [0, n), n >= 17. `a, r = grid(n)`."""
+    def rounds(x, a, r, keys, t0, t1, first, end):
+        """The rounds [first, end) of the network, both even, at one value of its grid."""
         down = u32(word_bits - u64(r))
         mask = u32((unit << u64(r)) - unit)
         a = u32(a)
+        lhs, rhs = u32(u64(x) >> u64(r)), u32(u32(x) & mask)
+        for i in range(2 * first, 2 * end, 4):
+            # Unsigned: a signed index costs four GPU instructions, for the case that it is negative.
+            i0, i1, i2, i3 = u64(i), u64(i + 1), u64(i + 2), u64(i + 3)
+            lhs = left(lhs, rhs, a, u32(keys[i0] ^ t0), u32(keys[i1] + t1))
+            rhs = right(lhs, rhs, down, u32(keys[i2] ^ t0), u32(keys[i3] + t1))
+        return (u64(lhs) << u64(r)) | u64(rhs)
+
+    @jit
+    def feistel(x, n, a, r, keys, t0, t1, n_rounds):
+        """For fixed n, keys and tweak: a bijection of [0, n), n >= 17. `a, r = grid(n)`."""
         y = x
         outside = y >= zero  # everything takes the first step
         while is_any(outside):
-            lhs, rhs = u32(u64(y) >> u64(r)), u32(u32(y) & mask)
-            for i in range(0, 2 * n_rounds, 4):
-                # Unsigned: a signed index costs four GPU instructions, for the case that it is negative.
-                i0, i1, i2, i3 = u64(i), u64(i + 1), u64(i + 2), u64(i + 3)
-                lhs = left(lhs, rhs, a, u32(keys[i0] ^ t0), u32(keys[i1] + t1))
-                rhs = right(lhs, rhs, down, u32(keys[i2] ^ t0), u32(keys[i3] + t1))
-            y = where(outside, (u64(lhs) << u64(r)) | u64(rhs), y)
+            y = where(outside, rounds(y, a, r, keys, t0, t1, 0, n_rounds), y)
             outside = y >= n
         return y
 
@@ -114,4 +119,4 @@ def make(jit: Callable, u32: Callable, u64: Callable, where: Callable, is_any: C
             picked = where((i < x) & (digit <= picked), picked + unit, picked)
         return picked
 
-    return SimpleNamespace(left=left, unleft=unleft, right=right, feistel=feistel, unrank=unrank)
+    return SimpleNamespace(left=left, unleft=unleft, right=right, rounds=rounds, feistel=feistel, unrank=unrank)

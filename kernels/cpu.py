@@ -14,7 +14,7 @@ from . import bijection as _bijection
 from . import locate as at
 from . import philox as _philox
 from .bijection import LARGE_ROUNDS, N_KEYS, SMALL_ROUNDS, SMALL_ROWS, TINY_ROWS
-from .cpu_rows import gather, take
+from .cpu_rows import gather, pack, take
 from .philox import SLOT_TWEAK, STRATUM_TWEAK
 from .threads import shared_out
 
@@ -24,6 +24,7 @@ __all__ = [
     "drawn",
     "gather",
     "order_block",
+    "pack",
     "round_keys",
     "take",
     "tweaks",

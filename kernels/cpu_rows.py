@@ -94,6 +94,26 @@ def gather(out: torch.Tensor, records: torch.Tensor, places: torch.Tensor) -> No
 
 
 @_kernel
+def _gather_bytes(out, addresses, ends, start, stop):
+    for k in range(start, stop):
+        if k + _AHEAD < stop:
+            _prefetch(addresses[k + _AHEAD])
+        _copy(out + ends[k], addresses[k], ends[k + 1] - ends[k])
+
+
+def gather_bytes(out: torch.Tensor, addresses: np.ndarray, ends: np.ndarray) -> None:
+    """Copy strings of bytes together: number k becomes `out[ends[k] : ends[k + 1]]`.
+
+    Args:
+        out: uint8, CPU, at least `ends[-1]` bytes.
+        addresses: int64 `[n]`. Where each string begins.
+        ends: int64 `[n + 1]`, from 0, never decreasing.
+    """
+    target = out.data_ptr()
+    shared_out(lambda start, stop: _gather_bytes(target, addresses, ends, start, stop), len(addresses), _GATHER_LEAST)
+
+
+@_kernel
 def _take(out, values, places, start, stop):
     address = values.ctypes.data
     for k in range(start, stop):
@@ -150,6 +170,8 @@ def _pack(records, record_bytes, places, addresses, offsets, sizes):
                 for k in range(rows):
                     _copy(target + k * record_bytes, source + k * size, size)
         for k in range(rows):
+            if places[start + k] < 0:
+                continue
             record, packed = records + places[start + k] * record_bytes, tile + k * record_bytes
             for byte in range(0, record_bytes, 16):
                 _stream16(record + byte, packed + byte)
@@ -161,7 +183,7 @@ def pack(records: torch.Tensor, places: np.ndarray, columns: Sequence[np.ndarray
 
     Args:
         records: uint8 `[capacity, record_bytes]`, CPU, aligned to 16 bytes. What lies between the columns becomes 0.
-        places: int64 `[n]`. Distinct, each in `[0, capacity)`.
+        places: int64 `[n]`. Distinct, each in `[0, capacity)`; or negative: the row is left out.
         columns: Contiguous arrays of n items each; an item may be several values wide (`[n, width]`).
         offsets: Byte offset of each column in the record.
     """

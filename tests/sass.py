@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import files
 from pathlib import Path
@@ -25,10 +25,16 @@ ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_100"]
 
 _i64 = types.int64
 _longs, _table = types.Array(_i64, 1, "C"), types.Array(_i64, 2, "C")
-_words = [types.Array(types.int32, n_dims, "C") for n_dims in (1, 2)]
-SIGNATURES = {
-    "order_kernel": [_longs, _i64, _table, _table, *_words, _longs],
-    "gather_kernel": [_longs, _longs, _longs, _i64],
+_ints, _int_table = types.Array(types.int32, 1, "C"), types.Array(types.int32, 2, "C")
+_words = {1: types.uint8, 2: types.int16, 4: types.int32, 8: _i64}
+# What is launched: a name -> the kernel, and numba's types of its arguments. Records are packed in words of each width.
+VARIANTS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "order_kernel": (kernels.order_kernel, (_longs, _i64, _table, _table, _ints, _int_table, _longs)),
+    "gather_kernel": (kernels.gather_kernel, (_longs, _longs, _longs, _i64)),
+    **{
+        f"pack_kernel, {n_bytes} bytes": (kernels.pack_kernel, (*[types.Array(word, 1, "C")] * 2, _int_table, _longs))
+        for n_bytes, word in _words.items()
+    },
 }
 
 
@@ -50,7 +56,8 @@ def _tool(package: str, name: str) -> Path:
     return next(Path(str(path.locate())) for path in files(package) or [] if path.name == name)
 
 
-def ptx_of(kernel: Any, signature: Sequence[Any], architecture: str) -> str:
+@cache
+def ptx_of(kernel: Any, signature: tuple[Any, ...], architecture: str) -> str:
     """PTX of what `cuda.jit` made, as it is launched. numba asks the driver for the device; here it is told."""
     number = architecture.removeprefix("sm_")
     cc = int(number[:-1]), int(number[-1])
@@ -62,7 +69,7 @@ def ptx_of(kernel: Any, signature: Sequence[Any], architecture: str) -> str:
     return ptx
 
 
-def assemble(kernel: Any, signature: Sequence[Any], architecture: str) -> Machine:
+def assemble(kernel: Any, signature: tuple[Any, ...], architecture: str) -> Machine:
     """Machine code of what `cuda.jit` made, with its limit of registers if it has one."""
     limit = kernel.targetoptions.get("max_registers")
     with TemporaryDirectory() as folder:
@@ -95,7 +102,7 @@ def _read(text: str) -> tuple[list[str], dict[str, int]]:
 @cache
 def machine(name: str, architecture: str) -> Machine:
     """A kernel of `fastbalance.kernels.cuda`."""
-    return assemble(getattr(kernels, name), SIGNATURES[name], architecture)
+    return assemble(*VARIANTS[name], architecture)
 
 
 def _next(machine: Machine, at: int) -> list[int]:

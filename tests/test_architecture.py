@@ -13,13 +13,41 @@ ROOT = Path(__file__).parents[1]
 
 # Each file imports only from files above it.
 LAYERS = [
-    *("errors", "checks", "shards", "paths", "memory", "source", "encoder", "labels", "index", "dataset"),
-    *("balance", "plan", "split", "cursor", "run", "order", "columns", "records", "arena", "stats", "loader"),
+    *(
+        "errors",
+        "checks",
+        "retries",
+        "shards",
+        "paths",
+        "memory",
+        "source",
+        "engines",
+        "encoder",
+        "labels",
+        "index",
+        "dataset",
+    ),
+    *(
+        "balance",
+        "plan",
+        "split",
+        "cursor",
+        "run",
+        "order",
+        "columns",
+        "ragged",
+        "records",
+        "arena",
+        "residency",
+        "windows",
+    ),
+    *("stats", "stream", "options", "loader"),
     *("samplers", "__init__"),
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),
 ]
 KERNEL_LAYERS = [
-    *("philox", "bijection", "locate", "threads", "cpu_rows", "cpu", "torch_ops", "cuda", "dispatch", "__init__"),
+    *("philox", "bijection", "locate", "threads", "cpu_rows", "cpu", "torch_ops", "triton_ops", "cuda", "dispatch"),
+    *("ops", "__init__"),
 ]
 HEAVY = [
     *("matplotlib", "sklearn", "scipy.stats", "pandas", "datasets", "ray", "lightning", "rich", "typer"),

@@ -431,19 +431,19 @@ def test_gather_takes_any_rows_any_number_of_times(n_rows, n_places, record_byte
     arena = Arena(make_layout(schema, None), n_rows, CPU)
     values = rng.integers(0, 256, (n_rows, record_bytes), dtype=np.uint8)
     places = rng.permutation(n_rows)
-    arena.put(places, [values], [0])
+    arena.put(places, pa.table([pa.FixedSizeListArray.from_arrays(values.reshape(-1), record_bytes)], schema), {}, "")
     wanted = rng.integers(0, n_rows, n_places)
     got = arena.gather(torch.from_numpy(wanted))
-    np.testing.assert_array_equal(got.numpy(), values[np.argsort(places)][wanted])
+    np.testing.assert_array_equal(got.records.numpy(), values[np.argsort(places)][wanted])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_gather_on_any_number_of_threads(threads):
     torch.set_num_threads(threads)
     arena = Arena(make_layout(pa.schema([("x", pa.int64())]), None), 1000, CPU)
-    arena.put(np.arange(1000), [np.arange(1000)], [0])
+    arena.put(np.arange(1000), pa.table({"x": np.arange(1000)}), {}, "")
     places = torch.randint(0, 1000, (40_007,), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(arena.layout.views(arena.gather(places))["x"], places)
+    assert torch.equal(arena.layout.views(arena.gather(places).records)["x"], places)
 
 
 # --------------------------------------------------------------------------------------------- conversion
@@ -600,9 +600,9 @@ def test_a_fill_value_that_the_column_cannot_hold(name, value):
 @pytest.mark.parametrize(
     "kind",
     [
-        pa.string(), pa.binary(3), pa.date32(), pa.timestamp("us"), pa.duration("s"), pa.decimal128(5, 2), pa.null(),
-        pa.list_(pa.int32()), pa.list_(pa.string(), 2), pa.struct([("a", pa.int8())]), pa.uuid(), pa.bool8(),
-        pa.dictionary(pa.int8(), pa.string()),
+        pa.binary(3), pa.date32(), pa.timestamp("us"), pa.duration("s"), pa.decimal128(5, 2), pa.null(),
+        pa.list_(pa.bool_()), pa.list_(pa.string(), 2), pa.struct([("a", pa.int8())]), pa.uuid(), pa.bool8(),
+        pa.list_(pa.list_(pa.int8())), pa.dictionary(pa.int8(), pa.decimal128(5, 2)),
     ],
     ids=str,
 )  # fmt: skip
@@ -613,8 +613,9 @@ def test_unsupported_types_are_named(kind):
         with pytest.raises(ColumnError) as caught:
             load(source, columns=columns)
         assert str(caught.value) == (
-            f"column 'x': got type {kind}; allowed: numbers, bools, and fixed-size lists of them. "
-            "Leave it out with columns=[...], or convert it to numbers when the data is written."
+            f"column 'x': got type {kind}; allowed: numbers, bools, fixed-size lists of them; alone also strings, "
+            "binary, lists of numbers. Leave it out with columns=[...], give a function in decode, or convert it "
+            "before."
         )
 
 

@@ -85,7 +85,7 @@ class TestInspect:
         assert ["classes", "3", "of", "y"] in printed
         assert ["imbalance", "90.0", ":", "1,", "largest", "to", "smallest", "class"] in printed
         assert ["x", "fixed_size_list<element:", "float>[3]", "float32", "[3]"] in printed
-        assert ["y", "string", "no"] in printed
+        assert ["y", "string", "uint8", "[any]"] in printed
         assert ["k", "int64", "int64"] in printed
         assert ["no", "900", "90.0000%", "█" * 24] in printed
         assert [*YES.split(), "90", "9.0000%", "██▍"] in printed
@@ -104,7 +104,7 @@ class TestInspect:
             "bytes": n_bytes,
             "schema": [
                 {"column": "x", "type": "fixed_size_list<element: float>[3]", "tensor": "float32 [3]"},
-                {"column": "y", "type": "string", "tensor": None},
+                {"column": "y", "type": "string", "tensor": "uint8 [any]"},
                 {"column": "z", "type": "bool", "tensor": "bool"},
                 {"column": "k", "type": "int64", "tensor": "int64"},
             ],

@@ -419,7 +419,7 @@ def test_state_in_the_last_step_is_the_next_full_epoch():
 def test_state_is_small_json():
     state = load(seed=2**64 - 1).state_dict()
     assert json.loads(json.dumps(state)) == state
-    assert set(state) == {"version", "epoch", "batch", "seed", "lanes", "plan", "data"}
+    assert set(state) == {"version", "epoch", "batch", "seed", "lanes", "stream", "plan", "data"}
     assert state["seed"] == 2**64 - 1
     assert len(json.dumps(state)) < 300
 
@@ -849,8 +849,8 @@ def test_a_damaged_state_is_refused_and_changes_nothing(change):
         ([], "list"),
         ("x", "str"),
         (b"", "bytes"),
-        ({}, "without ['batch', 'data', 'epoch', 'lanes', 'plan', 'seed', 'version']"),
-        ({"version": 1, "epoch": 0, "batch": 0}, "without ['data', 'lanes', 'plan', 'seed']"),
+        ({}, "without ['batch', 'data', 'epoch', 'lanes', 'plan', 'seed', 'stream', 'version']"),
+        ({"version": 1, "epoch": 0, "batch": 0}, "without ['data', 'lanes', 'plan', 'seed', 'stream']"),
     ],
     ids=str,
 )
@@ -995,8 +995,8 @@ def test_memory(memory):
 def test_memory_that_is_too_small():
     refused(
         PlanError,
-        "memory: got 4,096 bytes for 252 rows of 32 bytes, which are 8,064; allowed: room for all rows. "
-        "Raise memory, load fewer columns, or narrower types with dtypes.",
+        "memory: got 4,096 bytes for 252 rows of 32 bytes; allowed: at least 50,112 to stream them. Raise memory, load "
+        "fewer columns or narrower types, or rewrite the data in smaller groups.",
         memory="4KiB",
     )
     assert len(load(memory="7.875KiB", extras=("class_id",))) == len(load(memory=8064, extras=())) == 21

@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from fastbalance.kernels import cpu_rows
 from fastbalance.kernels import cuda as cuda_kernels
 
 import fastbalance as fb
 
 from . import oracle, ptx
-from .test_cuda import COMPILE, python
-
-ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0"]
-KERNELS = ["order_kernel", "gather_kernel"]
-
-# The kernels as they are launched, and not the device functions inside them.
-COMPILE_ALL = """
-import contextlib, io, itertools, json, sys
-code, *lists = sys.argv[1:]
-done = {}
-for name, architecture in itertools.product(*(text.split() for text in lists)):
-    sys.argv[1:] = name, architecture
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(code, {})
-    done[f"{name} {architecture}"] = printed.getvalue()
-print(json.dumps(done))
-"""
-
-
-@lru_cache(maxsize=1)
-def all_ptx() -> dict[str, str]:
-    """All kernels for all architectures, compiled once and in one process: "kernel architecture" -> PTX."""
-    return json.loads(python(COMPILE_ALL, COMPILE, " ".join(KERNELS), " ".join(ARCHITECTURES)))
-
+from .device import Launch, replace_driver
+from .packed import ALL, FOURS, PACKED, Packed
+from .sass import ARCHITECTURES, ptx_of
 
 # 1. The interpreter, by cases worked out by hand.
 
@@ -242,6 +221,8 @@ def test_ptx_refuses_a_wrong_launch():
 
 # 2. The kernels.
 
+ORDER, GATHER, PACK = "order_kernel", "gather_kernel", "pack_kernel"
+
 
 class Fault(NamedTuple):
     """What to replace in the PTX of a kernel, how many thread blocks to leave out, and what must come of it.
@@ -256,31 +237,36 @@ class Fault(NamedTuple):
     outcome: str = "different"
 
 
-def executed(architecture: str, fault: Fault | None = None) -> Callable[..., None]:
-    """What stands in for `kernels.cuda._launch`: executes the PTX for an architecture, with a fault or without."""
+def executed(architecture: str, fault: Fault | None = None) -> Callable[[Launch], None]:
+    """What stands in for a GPU: executes the PTX of a launch for an architecture, with a fault or without."""
 
-    def launch(kernel: Any, n_threads: int, _device: torch.device, *arguments: Any) -> None:
-        name, n_blocks = kernel.py_func.__name__, -(-n_threads // cuda_kernels.THREADS)
-        text = all_ptx()[f"{name} {architecture}"]
+    def run(launch: Launch) -> None:
+        name, n_blocks = launch.kernel.py_func.__name__, launch.blocks
+        text = ptx_of(launch.kernel, launch.types, architecture)
         if fault and fault.kernel == name:
             text, n_planted = re.subn(fault.pattern, fault.replacement, text)
             assert n_planted
             n_blocks -= fault.missing_blocks
-        values = [a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments]
-        out, inputs = values[0], [a for a in values[1:] if isinstance(a, np.ndarray)]
+        out, inputs = launch.arguments[0], [a for a in launch.arguments[1:] if isinstance(a, np.ndarray)]
         before = [a.copy() for a in inputs]
-        out.fill(-1)  # what no thread writes to is seen
-        ptx.launch(text, name, n_blocks, cuda_kernels.THREADS, values)
+        if name != PACK:  # that leaves some records as they are
+            out.fill(-1)  # what no thread writes to is seen
+        ptx.launch(text, name, n_blocks, launch.threads, launch.arguments)
         assert all(map(np.array_equal, inputs, before)), "the kernel wrote to its inputs"
 
-    return launch
+    return run
+
+
+def install(patch: pytest.MonkeyPatch, architecture: str, fault: Fault | None = None) -> None:
+    replace_driver(patch, executed(architecture, fault))
+    patch.setattr(cuda_kernels, "THREADS", 96)  # several blocks
+    patch.setattr(cuda_kernels, "UPLOAD_BYTES", 5000)  # several parts
 
 
 @pytest.fixture(params=ARCHITECTURES)
 def kernels(request, monkeypatch):
     """The CUDA interpretation, whose launches are executed here."""
-    monkeypatch.setattr(cuda_kernels, "_launch", executed(request.param))
-    monkeypatch.setattr(cuda_kernels, "THREADS", 96)  # several blocks
+    install(monkeypatch, request.param)
     return cuda_kernels
 
 
@@ -352,9 +338,13 @@ def test_ptx_of_the_gather_equals_an_index(record_bytes, n):
     assert torch.equal(*gathered(record_bytes, n))
 
 
+@pytest.mark.parametrize("case", PACKED, ids=lambda case: f"{case.n} rows of {len(case.columns)} columns")
+def test_ptx_of_the_pack_equals_the_cpu(kernels, case):
+    assert torch.equal(case.by(kernels.pack), case.by(cpu_rows.pack))
+
+
 # 3. Faults, planted in the PTX: the comparisons above must see every one.
 
-ORDER, GATHER = KERNELS
 OUTSIDE = "is in no buffer"
 NOTHING = r"^", ""
 LATE_GUARD = r"setp\.(ge|lt)(\.s64\s+%p1,)", lambda m: f"setp.{dict(ge='gt', lt='le')[m[1]]}{m[2]}"
@@ -384,6 +374,12 @@ FAULTS = {
     "swapped operands in the gather": Fault(GATHER, *swapped("s64", "rd"), outcome=OUTSIDE),
     "gather of one thread too many": Fault(GATHER, *LATE_GUARD, outcome=OUTSIDE),
     "gather of one block too few": Fault(GATHER, *NOTHING, missing_blocks=1),
+    "swapped lines of the table": Fault(
+        PACK, r"(mad\.lo\.s32\s+%r\d+), (%r\d+), (%r\d+), (%r\d+)", r"\1, \4, \3, \2", outcome=f"different|{OUTSIDE}"
+    ),
+    "swapped operands in the pack": Fault(PACK, *swapped("s64", "rd"), outcome=OUTSIDE),
+    "pack of one thread too many": Fault(PACK, *LATE_GUARD, outcome=OUTSIDE),
+    "pack of one block too few": Fault(PACK, *NOTHING, missing_blocks=1),
 }
 
 
@@ -392,15 +388,18 @@ def outcome(fault: Fault) -> str:
     try:
         if fault.kernel == GATHER:
             return "equal" if torch.equal(*gathered(48, 97)) else "different"
+        if fault.kernel == PACK:
+            cases = Packed(97, ALL), Packed(97, FOURS)
+            same = all(torch.equal(case.by(cuda_kernels.pack), case.by(cpu_rows.pack)) for case in cases)
+            return "equal" if same else "different"
         order = MIXED.order(cuda_kernels)
         return "equal" if order.positions(0, len(order)).tolist() == by_oracle(MIXED) else "different"
     except ptx.PtxError as error:
         return str(error)
 
 
-@pytest.mark.parametrize("architecture", ["9.0", "10.0"])
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_100"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_ptx_with_a_planted_fault_is_found_out(monkeypatch, architecture, name):
-    monkeypatch.setattr(cuda_kernels, "_launch", executed(architecture, FAULTS[name]))
-    monkeypatch.setattr(cuda_kernels, "THREADS", 96)
+    install(monkeypatch, architecture, FAULTS[name])
     assert re.search(FAULTS[name].outcome, outcome(FAULTS[name]))

@@ -79,7 +79,7 @@ def test_runs_and_scan_visit_every_group_once(sizes, shards, max_rows):
     batches = [batch.slice(0, size) for size in sizes]
     memory = [shards_module.MemoryShard(str(i), batches, batch.schema) for i in range(shards)]
     source = source_module._join(memory)
-    runs = source.runs(max_rows)
+    runs = source.runs(range(len(source.groups)), max_rows)
     assert [group for run in runs for group in run] == list(range(len(source.groups)))
     for run in runs:
         assert len(set(source.groups.shard[list(run)])) == 1
