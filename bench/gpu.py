@@ -112,7 +112,7 @@ def gather_rows(timer: Timer, rows: int, record_bytes: int) -> Iterator[Row]:
 
 
 def pack_rows(timer: Timer, rows: int) -> Iterator[Row]:
-    kernels, n = dispatch.kernels_for(DEVICE), rows // 8
+    kernels, n = next(iter(interpretations().values())), rows // 8
     random = np.random.default_rng(0)
     columns = [*random.random((N_COLUMNS, n), np.float32), random.integers(0, 2, n)]
     offsets, places = [*range(0, 4 * N_COLUMNS, 4), PACKED_BYTES - 8], random.permutation(n)

@@ -10,8 +10,8 @@ number from the block's tensors, wait for nothing, and allocate nothing. A graph
 batch when it is replayed after `block.numbers` (and, for another block, `draws`) was copied over. Capture after a first
 call, which compiles. The torch interpretation cannot be captured: its walk asks the device whether to go on.
 
-Operators are defined by `Library.define`: that adds 2 us to a call, where `torch.library.custom_op` adds 15 to 20. In
-all a call costs 8 to 13 us more than the kernel's (Zen 3, bench/compiled.py). A gather of 8 MiB takes 2,000 us.
+Operators are defined by `Library.define`, which adds 2 us to a call; `torch.library.custom_op` adds 15 to 20. With the
+checks a call costs 8 to 13 us more than the kernel's (Zen 3, bench/compiled.py); a gather of 8 MiB takes 2,000.
 """
 
 from __future__ import annotations

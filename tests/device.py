@@ -43,7 +43,8 @@ class Streams:
     """torch's current device, and its current stream on each of two devices: 7 and 8 to begin with."""
 
     def __init__(self) -> None:
-        self.current, self.device, self.waits = {0: 7, 1: 8}, 0, 0
+        self.current, self.device = {0: 7, 1: 8}, 0
+        self.under_way = self.most_under_way = 0  # events that nobody has waited for
 
     def stream(self, device: torch.device | None = None) -> SimpleNamespace:
         """Stands in for `torch.cuda.current_stream`."""
@@ -54,6 +55,8 @@ class Streams:
     def event(self, blocking: bool) -> SimpleNamespace:
         """Stands in for `torch.cuda.Event`."""
         assert blocking, "a thread that waits lets others work"
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
         return SimpleNamespace(synchronize=self._wait)
 
     @contextmanager
@@ -67,7 +70,7 @@ class Streams:
         return self.device if device is None or device.index is None else device.index
 
     def _wait(self) -> None:
-        self.waits += 1
+        self.under_way -= 1
 
 
 def replace_torch(patch: pytest.MonkeyPatch) -> Streams:

@@ -59,10 +59,11 @@ def pack_equals_the_cpu(streams: Streams) -> None:
         if case.n < 257:  # a thread of the simulator is a thread of Python
             assert torch.equal(case.by(kernels.pack), case.by(cpu_rows.pack)), case
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "UPLOAD_BYTES", 300)
-        streams.waits, case = 0, Packed(31, ((4, 1), (1, 9)))
+        patch.setattr(kernels, "UPLOAD_BYTES", 160)
+        case = Packed(31, ((4, 1), (1, 9)))  # in four parts
+        streams.most_under_way = 0
         assert torch.equal(case.by(kernels.pack), case.by(cpu_rows.pack))
-        assert streams.waits == 2, "a wait for every part"
+    assert (streams.most_under_way, streams.under_way) == (2, 0), "at most two parts at a time, and none in the end"
 
 
 def loader_equals_the_cpu(_streams: Streams) -> None:

@@ -13,36 +13,10 @@ ROOT = Path(__file__).parents[1]
 
 # Each file imports only from files above it.
 LAYERS = [
-    *(
-        "errors",
-        "checks",
-        "retries",
-        "shards",
-        "paths",
-        "memory",
-        "source",
-        "engines",
-        "encoder",
-        "labels",
-        "index",
-        "dataset",
-    ),
-    *(
-        "balance",
-        "plan",
-        "split",
-        "cursor",
-        "run",
-        "order",
-        "columns",
-        "ragged",
-        "records",
-        "arena",
-        "residency",
-        "windows",
-    ),
-    *("stats", "stream", "options", "loader"),
-    *("samplers", "__init__"),
+    *("errors", "checks", "retries", "shards", "paths", "memory", "source", "engines", "encoder", "labels", "index"),
+    *("dataset", "balance", "plan", "split", "cursor", "run", "order", "columns", "ragged", "records", "arena"),
+    *("residency", "windows", "stats", "stream", "options", "loader", "samplers"),
+    *("storage", "tables", "regroup", "workfolder", "reshard", "__init__"),
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),
 ]
 KERNEL_LAYERS = [

@@ -83,12 +83,11 @@ def test_the_bench_runs_and_keeps_every_row(modules, monkeypatch, tmp_path, caps
 
 def test_the_bench_finds_wrong_bits(modules, monkeypatch):
     kernels = SimpleNamespace(
-        __name__="wrong",
         order_block=lambda out, block: out.zero_(),
         gather=lambda out, records, places: out.zero_(),
         pack=lambda records, *rest: None,
     )
-    monkeypatch.setattr(modules.bench.dispatch, "kernels_for", lambda device: kernels)
+    monkeypatch.setattr(modules.bench, "interpretations", lambda: {"wrong": kernels})
     timer = modules.bench.Timer(1)
     with pytest.raises(AssertionError, match="order of wrong differs"):
         list(modules.bench.order_rows(timer, 8192))
