@@ -9,7 +9,6 @@ shards --source--> groups --labels--> class counts --plan--> BalancePlan
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -235,7 +234,7 @@ class BalancedLoader(Run):
             self._budget_bytes,
             self._lanes or world_size,
             world_size,
-            os.cpu_count() or 1,
+            self.data.source.threads,
             self._stream_layout,
         )
 

@@ -20,7 +20,8 @@ SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".arrows")
 KINDS = "a path, glob, directory or URI, a list of those, pa.Table, dict of arrays, datasets.Dataset"
 
 _PYARROW_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "hf")
-_GCS_RETRY_S = 30  # for each request; the client's own is 15 minutes
+_GCS_RETRY_S = 10  # for each request; the client's own is 15 minutes
+_SILENCE_S = 5  # of a web server; S3 is given 3 s by its client
 
 
 def list_files(source: Any, filesystem: Any) -> list[tuple[pafs.FileSystem, str]]:
@@ -74,7 +75,7 @@ def _connect(scheme: str, address: str, options: str) -> tuple[pafs.FileSystem, 
     if scheme not in _PYARROW_SCHEMES:
         from fsspec.core import url_to_fs
 
-        where, base = url_to_fs(address + options)
+        where, base = url_to_fs(address + options, **_client_options(scheme))
         return pafs.PyFileSystem(_Fsspec(where)), base
     if scheme in ("gs", "gcs") and "retry_limit_seconds" not in options:
         options += f"{'&' if options else '?'}retry_limit_seconds={_GCS_RETRY_S}"
@@ -84,6 +85,15 @@ def _connect(scheme: str, address: str, options: str) -> tuple[pafs.FileSystem, 
         # of the same options, repeats as `S3FileSystem(...)` does: 3 requests, with growing and random delays.
         where = copy(where)
     return where, base
+
+
+def _client_options(scheme: str) -> dict[str, Any]:
+    """What fsspec should tell its client: that of HTTP would wait for 5 minutes."""
+    if scheme not in ("http", "https"):
+        return {}
+    from aiohttp import ClientTimeout
+
+    return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)}}
 
 
 class _Fsspec(pafs.FSSpecHandler):
@@ -117,7 +127,7 @@ def _scheme(path: str) -> str:
 
 def _shown(item: Any) -> str:
     """A source as messages quote it: without the secrets that a URI may hold."""
-    hidden = re.sub(r"(?<=://)[^/?@]+@", "...@", str(item))
+    hidden = re.sub(r"(?<=://)[^/?@:]*:[^/?@]*@", "...@", str(item))
     return repr(
         re.sub(r"(?<=[?&])([^=&]*(?:key|token|secret|sig|password)[^=&]*)=[^&]*", r"\1=...", hidden, flags=re.I)
     )

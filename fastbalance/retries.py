@@ -94,7 +94,8 @@ def is_denied(error: BaseException) -> bool:
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    """Type and message, without the names of objects: they may contain any word."""
+    return re.sub(r"\b(key|bucket|url)[ =]'[^']*'", r"\1", f"{type(error).__name__}: {error}")
 
 
 def mend(error: BaseException, otherwise: str) -> str:
@@ -114,4 +115,4 @@ def _with_known_errors(read: Callable[..., T], *args: Any) -> T:
     except (*READ_ERRORS, FastbalanceError):
         raise
     except Exception as error:  # of a Python client: aiohttp's, botocore's, httpx's
-        raise OSError(_text(error)) from error
+        raise OSError(f"{type(error).__name__}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pyarrow as pa
 from .errors import SourceError, explain
 from .memory import as_table
 from .paths import list_files
+from .retries import is_local
 from .shards import MemoryShard, Shard, open_shard
 
 T = TypeVar("T")
@@ -43,6 +45,14 @@ class Source:
     shards: tuple[Shard, ...]
     schema: pa.Schema
     groups: Groups
+
+    @property
+    def threads(self) -> int:
+        """Threads that may read at once: as many as cores, but no less than 16 where they wait for a network.
+
+        64 groups at 100 ms a request take 6.7 s with 2 threads, 1.8 with 8, 1.05 with 16, and 1.06 with 32.
+        """
+        return _threads(all(shard.is_local for shard in self.shards))
 
     @property
     def n_rows(self) -> int:
@@ -89,7 +99,7 @@ class Source:
             rows = self.groups.n_rows[part].tolist()
             return [visit(*args) for args in zip(run, map(table.slice, starts, rows), strict=True)]
 
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(self.threads) as pool:
             try:
                 for results in pool.map(work, self.runs(range(len(self.groups)))):
                     yield from results
@@ -119,8 +129,13 @@ def open_source(source: Any, filesystem: Any = None) -> Source:
         batches = table.to_batches(max_chunksize=MAX_GROUP_ROWS)
         return _join([MemoryShard("<table>", batches, table.schema)])
     files = list_files(source, filesystem)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(_threads(all(is_local(filesystem) for filesystem, _ in files))) as pool:
         return _join(list(pool.map(lambda file: open_shard(*file), files)))
+
+
+def _threads(local: bool) -> int:
+    cores = os.cpu_count() or 1
+    return cores if local else max(16, cores)
 
 
 def _join(shards: list[Shard]) -> Source:

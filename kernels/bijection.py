@@ -24,7 +24,7 @@ def grid(n: int) -> tuple[int, int]:
     return 2 * ((n + (2 << r) - 1) >> (r + 1)), r
 
 
-def make(jit: Callable, u32: Callable, u64: Callable, where: Callable, is_any: Callable, mulhi: Callable):
+def make(jit: Callable, u32: Callable, u64: Callable, where: Callable, mulhi: Callable):
     """Build the bijection for one interpretation.
 
     Args:
@@ -32,7 +32,6 @@ def make(jit: Callable, u32: Callable, u64: Callable, where: Callable, is_any: C
         u32: Truncates to a word. Every step is wrapped in it: numba promotes uint32 * uint32 to uint64.
         u64: Widens to 64 bits.
         where: `where(condition, x, y)`, element by element.
-        is_any: Whether a condition holds for any element.
         mulhi: High word of the product of two words.
 
     Returns:
@@ -89,7 +88,7 @@ def make(jit: Callable, u32: Callable, u64: Callable, where: Callable, is_any: C
         """For fixed n, keys and tweak: a bijection of [0, n), n >= 17. `a, r = grid(n)`."""
         y = x
         outside = y >= zero  # everything takes the first step
-        while is_any(outside):
+        while outside:
             y = where(outside, rounds(y, a, r, keys, t0, t1, 0, n_rounds), y)
             outside = y >= n
         return y

@@ -48,11 +48,6 @@ def _where(condition, x, y):
     return x if condition else y
 
 
-@_jit
-def _is_any(condition):
-    return condition
-
-
 mulhi, philox = _philox.make(_jit, u32, u64)
 
 
@@ -65,8 +60,8 @@ def _mulhi_narrow(x, a):
     return u32(u32(u32(x >> u32(16)) * a) + (u32(u32(x & u32(0xFFFF)) * a) >> u32(16))) >> u32(16)
 
 
-_wide = _bijection.make(_jit, u32, u64, _where, _is_any, mulhi)
-_narrow = _bijection.make(_jit, u32, u64, _where, _is_any, _mulhi_narrow)
+_wide = _bijection.make(_jit, u32, u64, _where, mulhi)
+_narrow = _bijection.make(_jit, u32, u64, _where, _mulhi_narrow)
 _left, _unleft, _right, _feistel, _unrank = (
     _wide.left, _wide.unleft, _wide.right, _wide.feistel, _wide.unrank,
 )  # fmt: skip

@@ -45,13 +45,8 @@ def _where(condition, x, y):
     return x if condition else y
 
 
-@_jit
-def _is_any(condition):
-    return condition
-
-
 mulhi, philox = _philox.make(_jit, u32, u64)
-_body = _bijection.make(_jit, u32, u64, _where, _is_any, mulhi)
+_body = _bijection.make(_jit, u32, u64, _where, mulhi)
 _feistel, _unrank = _body.feistel, _body.unrank
 _find = at.make(_jit, u32, u64, _where, mulhi)
 _divide, _last_class = _find.divide, _find.last_class

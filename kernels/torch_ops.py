@@ -40,7 +40,7 @@ _PART_ROUNDS = 4  # rounds that a captured loop does at a time: both numbers of 
 
 _jit: Callable = _identity
 mulhi, philox = _philox.make(_jit, _word, _identity)
-_body = _bijection.make(_jit, _word, _identity, _where, _identity, mulhi)
+_body = _bijection.make(_jit, _word, _identity, _where, mulhi)
 _find = at.make(_jit, _word, _identity, _where, mulhi)
 
 
@@ -182,6 +182,8 @@ def pack(records: torch.Tensor, places: np.ndarray, columns: Sequence[np.ndarray
     cpu_rows.pack(staged, np.arange(len(places)), columns, offsets)
     words = staged.view(torch.int64)[torch.from_numpy(wanted)].to(records.device)
     records.view(torch.int64).index_copy_(0, torch.from_numpy(places[wanted]).to(records.device), words)
+    if records.device.type != "cpu":  # on return everything is written, whatever stream reads it next
+        torch.accelerator.synchronize(records.device)
 
 
 def take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

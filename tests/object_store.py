@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
@@ -97,7 +97,7 @@ class ObjectStore:
 
 
 @contextmanager
-def object_store() -> Iterable[ObjectStore]:
+def object_store() -> Iterator[ObjectStore]:
     store = ObjectStore()
     try:
         yield store
@@ -219,11 +219,11 @@ def serve() -> None:
             pass
 
     server = make_server("127.0.0.1", 0, Recorder(create_backend_app("s3")), threaded=True, request_handler=Quiet)
+    sys.stderr = io.StringIO()  # where werkzeug writes about connections that were reset
     print(server.server_port, flush=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.read()
 
 
 if __name__ == "__main__":
-    sys.stderr = io.StringIO()
     serve()

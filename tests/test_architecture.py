@@ -16,7 +16,7 @@ LAYERS = [
     *("errors", "checks", "retries", "shards", "paths", "memory", "source", "engines", "encoder", "labels", "index"),
     *("dataset", "balance", "plan", "split", "cursor", "run", "order", "columns", "ragged", "records", "arena"),
     *("residency", "windows", "stats", "stream", "options", "loader", "samplers"),
-    *("storage", "tables", "regroup", "workfolder", "reshard", "__init__"),
+    *("storage", "tables", "regroup", "workfolder", "resharding", "__init__"),
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),
 ]
 KERNEL_LAYERS = [

@@ -379,6 +379,8 @@ TEXTS = [  # what clients say: passes, is denied
     ("AWS Error UNKNOWN (HTTP status 503) during HeadObject operation: No response body.", True, False),
     ("AWS Error UNKNOWN (HTTP status 400) during HeadObject operation: No response body.", False, True),
     ("Unable to parse ExceptionName: ExpiredToken Message: The provided token has expired.", False, True),
+    ("key 'connect/timeout' in bucket 'network': AWS Error NO_SUCH_BUCKET during ListObjectsV2", False, False),
+    ("key 'credentials' in bucket 'b': AWS Error NETWORK_CONNECTION during HeadObject operation", True, False),
     ("AWS Error ACCESS_DENIED during HeadObject operation: No response body.", False, True),
     ("AWS Error NO_SUCH_BUCKET during ListObjectsV2 operation: The bucket does not exist", False, False),
     ("google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with a last message of PerformWork()", True, False),
