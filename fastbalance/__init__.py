@@ -13,6 +13,7 @@ from .loader import BalancedLoader, log_prior_correction
 from .order import EpochOrder
 from .plan import BalancePlan, make_plan
 from .ragged import Ragged
+from .resharding import reshard
 from .samplers import BalancedBatchSampler, BalancedSampler
 
 __version__ = "0.1.0"
@@ -28,4 +29,5 @@ __all__ = [
     "balance",
     "log_prior_correction",
     "make_plan",
+    "reshard",
 ]

@@ -1,4 +1,4 @@
-"""The command `fastbalance`: look at a data set, save its index, audit a plan, run the demo.
+"""The command `fastbalance`: look at a data set, save its index, audit a plan, rewrite it by class, run the demo.
 
 Results go to stdout: tables, or with `--json` one JSON object that says the same. What is wrong goes to stderr as one
 plain message, with exit code 2. Tables fit a terminal; in a file or pipe their lines are left whole.
@@ -8,34 +8,34 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import pyarrow as pa
 import typer
-from rich import box
-from rich.bar import Bar
 from rich.console import Console
-from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer import Argument, Option
 from typer.core import TyperGroup
 
 from fastbalance import __version__
 from fastbalance.balance import Balance, power, ratio, resolve, target
 from fastbalance.dataset import Dataset
-from fastbalance.errors import ArgumentError, ColumnError, FastbalanceError, explain
-from fastbalance.plan import BalancePlan, Tail, make_plan
-from fastbalance.records import make_layout
+from fastbalance.engines import Engine
+from fastbalance.errors import ArgumentError, FastbalanceError, explain
+from fastbalance.labels import scan_labels
+from fastbalance.plan import Tail, make_plan
+from fastbalance.resharding import INDEX_NAME
+from fastbalance.resharding import reshard as write_shards
+from fastbalance.source import open_source
 from fastbalance.split import check_ranks
+from fastbalance.storage import Format
+from fastbalance.tables import data_facts, plan_facts, print_data, print_json, print_plan
 
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # typer has no public name for the base of all usage errors
 _BALANCES = 'uniform, natural, sqrt, power:ALPHA, ratio:MAX >= 1, target:\'{"yes": 1, "no": 3}\' for all labels'
 _EPOCH_ROWS = "Rows of an epoch; over: as few as draw every row; under: as many as draw none twice."
-_SHOWN_LINES = 10  # at each end of a long table
 
 
 class _Commands(TyperGroup):
@@ -71,6 +71,7 @@ Label = Annotated[list[str], Option(metavar="COLUMN", help="Label column; severa
 Index = Annotated[Path | None, Option(metavar="FILE", help="What 'index' saved; else labels are scanned.")]
 MaxClasses = Annotated[int, Option(min=2, metavar="N", help="Refuse labels with more classes.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON object and nothing else.")]
+Where = Annotated[Engine, Option(help="Where tasks run: threads, or Ray (extra 'ray').")]
 
 
 @app.callback()
@@ -83,8 +84,8 @@ def inspect(
     paths: Paths, label: Label, index: Index = None, max_classes: MaxClasses = 2**20, as_json: Json = False
 ) -> None:
     """Show the columns, the groups, and how the rows are spread over the classes."""
-    show = _print_json if as_json else _print_data
-    show(_data_facts(_open(paths, label, index, max_classes)))
+    show = print_json if as_json else print_data
+    show(data_facts(_open(paths, label, index, max_classes)))
 
 
 @app.command("index")
@@ -92,18 +93,58 @@ def save_index(
     paths: Paths,
     label: Label,
     output: Annotated[Path, Option(metavar="FILE", help="The index to write.")],
+    engine: Where = "local",
     max_classes: MaxClasses = 2**20,
     as_json: Json = False,
 ) -> None:
     """Scan the labels once and save the counts, so that later runs start at once."""
-    data = _open(paths, label, None, max_classes)
+    data = _open(paths, label, None, max_classes, engine)
     data.save_index(output)
     facts = {"output": str(output), "bytes": output.stat().st_size, "label": data.label}
-    counts = {"n_rows": data.n_rows, "n_groups": len(data.groups), "n_classes": data.n_classes}
+    _print_written(output, facts, {}, data, as_json)
+
+
+@app.command()
+def reshard(
+    paths: Paths,
+    destination: Annotated[Path, Argument(metavar="DIR", help="What to write: a directory that is not there yet.")],
+    label: Label,
+    format: Annotated[Format, Option(help="Of the shards; ipc: Arrow files, not compressed.")] = "parquet",
+    group_rows: Annotated[
+        int | None, Option(min=1, metavar="N", help="Most rows of a group.", show_default="2^17 rows or 32 MiB")
+    ] = None,
+    shard_bytes: Annotated[str, Option(metavar="SIZE", help="Bytes of a shard in memory.")] = "256MiB",
+    memory: Annotated[str, Option(metavar="SIZE", help="What all tasks may use together.")] = "1GiB",
+    seed: Annotated[int, Option(min=0, metavar="N", help="Of the shuffle.")] = 0,
+    engine: Where = "local",
+    workers: Annotated[
+        int | None, Option(min=1, metavar="N", help="Most tasks at a time.", show_default="CPUs")
+    ] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace what an earlier run wrote or began.")] = False,
+    max_classes: MaxClasses = 2**20,
+    as_json: Json = False,
+) -> None:
+    """Rewrite data so that every group holds rows of one class, each class shuffled, with an index beside them.
+
+    A run that was interrupted goes on when the command is given again.
+    """
+    sizes: Any = {"group_rows": group_rows, "shard_bytes": shard_bytes, "memory": memory, "workers": workers}
+    options: Any = {"seed": seed, "engine": engine, "overwrite": overwrite, "max_classes": max_classes}
+    with _progress() as progress:
+        write_shards(_source(paths), destination, label, format=format, progress=progress, **sizes, **options)
+    data = Dataset.open(destination, label, destination / INDEX_NAME)
+    shards = data.source.shards
+    n_bytes = sum(Path(shard.name).stat().st_size for shard in shards)
+    facts = {"output": str(destination), "bytes": n_bytes, "label": data.label, "index": str(destination / INDEX_NAME)}
+    _print_written(destination, facts, {"n_shards": len(shards)}, data, as_json)
+
+
+def _print_written(path: Path, facts: dict[str, Any], counts: dict[str, int], data: Dataset, as_json: bool) -> None:
+    counts = {"n_rows": data.n_rows, **counts, "n_groups": len(data.groups), "n_classes": data.n_classes}
     if as_json:
-        _print_json({**facts, **counts})
+        print_json({**facts, **counts})
     else:
-        typer.echo(f"wrote {output}: " + ", ".join(f"{name[2:]} {n:,}" for name, n in counts.items()))
+        typer.echo(f"wrote {path}: " + ", ".join(f"{name[2:]} {n:,}" for name, n in counts.items()))
 
 
 @app.command("plan")
@@ -127,9 +168,9 @@ def audit(
     plan = make_plan(data.class_counts, wanted, rows, batch_rows, classes=data.classes, tail=tail)
     check_ranks(plan, 0, world_size)
     if as_json:
-        _print_json(_plan_facts(plan))
+        print_json(plan_facts(plan))
     else:
-        _print_plan(plan)
+        print_plan(plan)
 
 
 @app.command()
@@ -147,19 +188,39 @@ def demo(
         raise FastbalanceError(f"demo: {error}. To get it: pip install 'fastbalance[demo]'") from error
 
 
-def _open(paths: list[str], label: list[str], index: Path | None, max_classes: int) -> Dataset:
-    """Open the data; while labels are scanned, a terminal shows how far the scan is."""
-    columns = "scanning labels", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+def _source(paths: list[str]) -> str | list[str]:
+    return paths[0] if len(paths) == 1 else paths
+
+
+def _open(
+    paths: list[str], label: list[str], index: Path | None, max_classes: int, engine: Engine = "local"
+) -> Dataset:
+    """Open the data; a bar on stderr shows the scan of labels, if that is a terminal."""
+    with _progress() as tell:
+
+        def progress(done: int, total: int) -> None:
+            tell("scanning labels", done, total)
+
+        if engine != "local":
+            opened = open_source(_source(paths))
+            return Dataset(opened, scan_labels(opened, label, max_classes, progress, engine))
+        return Dataset.open(_source(paths), label, index, max_classes=max_classes, progress=progress)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A function that shows how far a stage is, on stderr if that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = not sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
-        task = bar.add_task("", total=None, visible=False)
-        return Dataset.open(
-            paths[0] if len(paths) == 1 else paths,
-            label,
-            index,
-            max_classes=max_classes,
-            progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
-        )
+        tasks: dict[str, Any] = {}
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield tell
 
 
 def _parse_balance(text: str, classes: Sequence[Any] = ()) -> Balance:
@@ -175,125 +236,6 @@ def _parse_balance(text: str, classes: Sequence[Any] = ()) -> Balance:
         return resolve(text)
     except (ValueError, TypeError, AttributeError) as error:
         raise ArgumentError(explain("--balance", got=repr(text), allowed=_BALANCES)) from error
-
-
-def _data_facts(data: Dataset) -> dict[str, Any]:
-    """What `inspect` says, ready for JSON."""
-    shards, columns = data.source.shards, data.schema.names
-    group_rows = np.percentile(data.groups.n_rows, [0, 50, 100], method="lower").tolist()
-    counts = data.class_counts
-    lines = zip(data.classes, counts.tolist(), (counts / data.n_rows).tolist(), strict=True)
-    return {
-        "n_rows": data.n_rows,
-        "n_shards": len(shards),
-        "n_groups": len(data.groups),
-        "group_rows": dict(zip(("min", "median", "max"), group_rows, strict=True)),
-        "bytes": sum(int(shard.group_bytes(columns).sum()) for shard in shards),
-        "schema": [{"column": f.name, "type": str(f.type), "tensor": _tensor(f)} for f in data.schema],
-        "label": data.label,
-        "n_classes": data.n_classes,
-        "imbalance": float(counts.max() / counts.min()),
-        "classes": [dict(zip(("label", "rows", "share"), line, strict=True)) for line in lines],
-    }
-
-
-def _tensor(column: pa.Field) -> str | None:
-    """Type and shape of one row of a column as a tensor; None where it cannot be one."""
-    try:
-        layout = make_layout(pa.schema([column]), [column.name])
-    except ColumnError:
-        return None
-    if layout.ragged:
-        return f"{layout.ragged[0].dtype} [any]".removeprefix("torch.")
-    field = layout.fields[0]
-    dtype = str(field.dtype).removeprefix("torch.")
-    return f"{dtype} {list(field.shape)}" if field.shape else dtype
-
-
-def _plan_facts(plan: BalancePlan) -> dict[str, Any]:
-    """What `plan` says, ready for JSON."""
-    columns = {
-        "label": plan.classes,
-        "rows": plan.class_counts.tolist(),
-        "share": (plan.class_counts / plan.n_rows).tolist(),
-        "quota": plan.quotas.tolist(),
-        "share_drawn": (plan.quotas / plan.epoch_rows).tolist(),
-        "repeats": plan.repeats.tolist(),
-        "coverage": plan.coverage.tolist(),
-        "epochs_to_cover": [int(n) if np.isfinite(n) else None for n in plan.epochs_to_cover],
-    }
-    scalars = ("n_rows", "n_classes", "epoch_rows", "n_batches", "global_batch_rows", "tail_rows")
-    return {
-        "balance": plan.balance,
-        **{name: getattr(plan, name) for name in (*scalars, "fingerprint")},
-        "classes": [dict(zip(columns, line, strict=True)) for line in zip(*columns.values(), strict=True)],
-    }
-
-
-def _print_json(facts: dict[str, Any]) -> None:
-    """Print one JSON object; values that JSON has no type for become strings."""
-    typer.echo(json.dumps(facts, default=str))
-
-
-def _console() -> Console:
-    """Stdout, as wide as the terminal; lines of a file or pipe are not cut. Brackets are just brackets."""
-    return Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 10**5)
-
-
-def _print_data(facts: dict[str, Any]) -> None:
-    """Print what `inspect` says as tables."""
-    summary, group = Table.grid(padding=(0, 3)), facts["group_rows"]
-    summary.add_row("rows", f"{facts['n_rows']:,}")
-    summary.add_row("shards", f"{facts['n_shards']:,}")
-    rows = f"{group['min']:,} to {group['max']:,} rows, median {group['median']:,}"
-    summary.add_row("groups", f"{facts['n_groups']:,} of {rows}")
-    summary.add_row("bytes", f"{decimal(facts['bytes'])} in all columns")
-    summary.add_row("classes", f"{facts['n_classes']:,} of {', '.join(facts['label'])}")
-    summary.add_row("imbalance", f"{facts['imbalance']:,.1f} : 1, largest to smallest class")
-
-    schema = _table(["column", "Arrow type", "tensor"])
-    for line in _ends(facts["schema"], schema):
-        schema.add_row(_shown(line["column"]), line["type"], line["tensor"] or "no")
-
-    classes = _table(["class"], ["rows", "share"])
-    classes.add_column(no_wrap=True)
-    ordered = sorted(facts["classes"], key=lambda line: -line["rows"])
-    most = ordered[0]["rows"]
-    for line in _ends(ordered, classes):
-        bar = Bar(most, 0, max(line["rows"], most / 100), width=24, color="cyan")  # never less than a hair
-        classes.add_row(_shown(line["label"]), f"{line['rows']:,}", f"{line['share']:.4%}", bar)
-    _console().print(summary, "", schema, "", classes, sep="\n")
-
-
-def _print_plan(plan: BalancePlan) -> None:
-    """Print the audit of a plan: its summary, and a table of its classes."""
-    numbers = ["rows", "share", "quota", "share\ndrawn", "repeats", "coverage", "epochs\nto cover"]
-    table = _table(["class"], numbers)
-    for label, *cells in plan.table():
-        table.add_row(_shown(label), *cells)
-    _console().print(str(plan).partition("\n")[0], "", table, sep="\n")
-
-
-def _table(texts: Sequence[str], numbers: Sequence[str] = ()) -> Table:
-    """An empty table: columns of text, which fold where the terminal is narrow, then columns of numbers."""
-    left = [Column(header, overflow="fold") for header in texts]
-    right = [Column(header, justify="right", no_wrap=True) for header in numbers]
-    return Table(*left, *right, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-
-
-def _ends(lines: Sequence[Any], table: Table) -> Iterator[Any]:
-    """The lines, or of many the first and the last; between those the table says how many are left out."""
-    left_out = len(lines) - 2 * _SHOWN_LINES
-    yield from lines[:_SHOWN_LINES] if left_out > 0 else lines
-    if left_out > 0:
-        table.add_row(f"... {left_out:,} more")
-        yield from lines[-_SHOWN_LINES:]
-
-
-def _shown(label: Any) -> str:
-    """A label as text; quoted where it is empty or would disturb the terminal."""
-    text = str(label)
-    return text if text and text.isprintable() else repr(text)
 
 
 def main() -> None:

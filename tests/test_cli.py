@@ -4,8 +4,10 @@ import datetime
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -207,6 +209,56 @@ class TestIndex:
         assert "No such file" in error("inspect", data, "--label", "y", "--index", path)
 
 
+class TestReshard:
+    def test_is_written_and_read(self, data, tmp_path):
+        out = tmp_path / "out"
+        printed = output("reshard", data, out, "--label", "y", "--group-rows", "300")
+        assert printed == f"wrote {out}: rows 1,000, shards 1, groups 5, classes 3\n"
+        found = document("inspect", out, "--label", "y", "--index", out / "_index.fastbalance")
+        assert found["classes"] == document("inspect", data, "--label", "y")["classes"]
+        assert found["schema"] == document("inspect", data, "--label", "y")["schema"]
+
+    def test_json_and_options(self, data, tmp_path):
+        out = tmp_path / "out"
+        sizes = ("--group-rows", 50, "--shard-bytes", "4KiB", "--memory", "1MiB", "--workers", 1, "--seed", 3)
+        args = ("reshard", data / "a.parquet", data / "b.parquet", out, "--label", "y", "--label", "z", *sizes)
+        found = document(*args, "--format", "ipc")
+        files = sorted(out.glob("*.arrow"))
+        assert len(files) > 5
+        assert found == {
+            "output": str(out),
+            "bytes": sum(path.stat().st_size for path in files),
+            "label": ["y", "z"],
+            "index": str(out / "_index.fastbalance"),
+            "n_rows": 1000,
+            "n_shards": len(files),
+            "n_groups": 23,
+            "n_classes": 6,
+        }
+        assert error(*args).startswith(f"destination '{out}': got a path that exists; allowed: one that does not yet.")
+        assert output(*args, "--overwrite").startswith(f"wrote {out}: rows 1,000, shards ")
+        assert not list(out.glob("*.arrow"))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--memory", "1GB"], "memory: got '1GB'; allowed: bytes as an integer > 0, or as"),
+            (["--memory", "100"], "memory: got 100 bytes; allowed: at least"),
+            (["--shard-bytes", "0"], "shard_bytes: got '0'"),
+            (["--format", "csv"], "Invalid value for '--format'"),
+            (["--engine", "dask"], "Invalid value for '--engine'"),
+        ],
+    )
+    def test_wrong_options(self, options, message, data, tmp_path):
+        assert error("reshard", data, tmp_path / "out", "--label", "y", *options).startswith(message)
+
+    def test_wrong_paths(self, data, tmp_path):
+        assert "got a path inside the source" in error("reshard", data, data / "out", "--label", "y")
+        assert "no column 'w'" in error("reshard", data, tmp_path / "out", "--label", "w")
+        assert error("reshard", data, "--label", "y").startswith("Missing argument")
+        assert sorted(os.listdir(tmp_path)) == ["data"]
+
+
 PLAN = ("--label", "y", "--batch-size", "50")
 
 
@@ -343,7 +395,7 @@ class TestErrors:
 class TestCommand:
     def test_help(self):
         assert output() == output("--help")
-        for command in ("inspect", "index", "plan", "demo"):
+        for command in ("inspect", "index", "plan", "reshard", "demo"):
             assert command in output()
             assert f"fastbalance {command}" in output(command, "--help")
 
@@ -373,7 +425,22 @@ class TestCommand:
 
 def run(*args, **options):
     command = [sys.executable, "-m", "fastbalance", *map(str, args)]
-    return subprocess.run(command, capture_output=True, timeout=120, check=False, **options)
+    pipes = {} if "stdout" in options else {"capture_output": True}
+    return subprocess.run(command, timeout=120, check=False, **pipes, **options)
+
+
+def in_a_terminal(*args):
+    """What a terminal of 72 columns gets, without its control sequences."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    run(*args, stdout=theirs, stderr=theirs, env={**os.environ, "COLUMNS": "72", "TERM": "xterm", "PYTHONUTF8": "1"})
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError), open(ours, "rb", buffering=0) as terminal:  # the end of a terminal is an error
+        while part := terminal.read(4096):
+            shown += part
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
 class TestProcess:
@@ -398,20 +465,39 @@ class TestProcess:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
     def test_terminal_shows_progress_and_tables_of_its_width(self, data):
-        import pty
-
-        ours, theirs = pty.openpty()
-        env = {**os.environ, "COLUMNS": "72", "TERM": "xterm", "PYTHONUTF8": "1"}
-        command = [sys.executable, "-m", "fastbalance", "plan", data, *PLAN]
-        subprocess.run(command, stdout=theirs, stderr=theirs, timeout=120, check=True, env=env)
-        os.close(theirs)
-        shown = b""
-        with suppress(OSError), open(ours, "rb", buffering=0) as terminal:  # the end of a terminal is an error
-            while part := terminal.read(4096):
-                shown += part
-        plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+        plain = in_a_terminal("plan", data, *PLAN)
         assert "scanning labels" in plain
         assert "5/5" in plain
         table = plain[plain.index("balance uniform") :].splitlines()
         assert max(map(len, table)) == 72
         assert any("333" in line for line in table)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+    def test_terminal_shows_the_stages_of_reshard(self, data, tmp_path):
+        plain = in_a_terminal("reshard", data, tmp_path / "out", "--label", "y")
+        for stage, steps in {"scanning labels": "5/5", "scattering": "1/1", "writing": "1/1"}.items():
+            assert re.search(rf"{stage} +\S+ +{steps}", plain)
+        assert "wrote " in plain
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+    def test_reshard_goes_on_after_ctrl_c(self, tmp_path):
+        (tmp_path / "data").mkdir()
+        rows = np.arange(200_000)
+        for shard in range(2):
+            part = pa.table({"id": rows + shard * len(rows), "y": rows % 100 == 0})
+            pq.write_table(part, tmp_path / "data" / f"{shard}.parquet", row_group_size=4000)
+        out, work = tmp_path / "out", tmp_path / ".out.reshard"
+        sizes = ("--group-rows", "4000", "--memory", "1MiB", "--shard-bytes", "1MiB")
+        args = ("reshard", str(tmp_path / "data"), str(out), "--label", "y", *sizes)
+        child = subprocess.Popen([sys.executable, "-m", "fastbalance", *args], stdout=-1, stderr=-1)
+        while child.poll() is None and not list(work.glob("chunks/[!.]*")):
+            time.sleep(0.005)
+        child.send_signal(signal.SIGINT)
+        printed = child.communicate(timeout=60)
+        assert (child.returncode, *printed) == (130, b"", b"")
+        assert not out.exists()
+        done = len(list(work.glob("chunks/*")))
+        assert done > 0
+        assert not list(work.glob("*/.*"))
+        assert output(*args).startswith(f"wrote {out}: rows 400,000, ")
+        assert not work.exists()
