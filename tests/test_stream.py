@@ -446,7 +446,8 @@ def test_interrupt_ends_the_process_soon(folder):
 
 MEASURED = """
 import resource, sys
-import numpy as np, torch, fastbalance as fb
+from pathlib import Path
+import numpy as np, pyarrow.parquet as pq, torch, fastbalance as fb
 torch.set_num_threads(2)
 folder, memory, epochs, rows = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 data = fb.Dataset.open(folder, "y")
@@ -454,6 +455,8 @@ features = [f"f{i}" for i in range(32)]
 small = {"x": np.zeros((64, 4), np.float32), "y": np.arange(64) % 2}
 next(iter(fb.BalancedLoader(small, "y", 8, device="cpu")))  # kernels are loaded
 if memory:
+    mapped = int(open("/proc/self/status").read().split("VmData:")[1].split()[0]) << 10
+    resource.setrlimit(resource.RLIMIT_DATA, (mapped + memory + (300 << 20),) * 2)  # more is not to be had
     options = dict(columns={"x": features}, memory=memory, device="cpu", epoch_rows=rows // 2)
     options |= dict(extras=("row", "class_id"))
     loader = fb.BalancedLoader(data, batch_size=4096, **options)
@@ -465,8 +468,11 @@ if memory:
             assert np.array_equal(batch["x"][:, 0].numpy(), row.astype(np.float32))
             assert abs(int(batch["class_id"].sum()) - 2048) <= 2
             np.add.at(used, row, 1)
-    counts = loader.class_counts
-    assert used.sum() == epochs * loader.plan.epoch_rows
+    y = np.concatenate([pq.read_table(path, columns=["y"])["y"].to_numpy() for path in sorted(Path(folder).iterdir())])
+    for c in (0, 1):
+        mine = used[y == c]
+        assert mine.sum() == epochs * loader.plan.quotas[c]
+        assert mine.max() - mine.min() <= 1
     print(loader.stats().amplification, used.max(), file=sys.stderr)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
