@@ -137,8 +137,12 @@ def hugging_face(folder: Path, setup: Setup, n_batches: int) -> Case:
     kind = "arrow" if setup.format == "ipc" else "parquet"
     files = sorted(str(path) for path in folder.iterdir())
     stream = datasets.load_dataset(kind, data_files=files, split="train", streaming=True)
-    classes = [stream.filter(lambda y, c=c: y == c, input_columns="y") for c in range(setup.n_classes)]
-    mixed = datasets.interleave_datasets(classes, seed=0, stopping_strategy="all_exhausted").with_format("torch")
+    stream = stream.with_format("numpy")
+    classes = [
+        stream.filter(lambda y, c=c: y == c, input_columns="y", batched=True, batch_size=BATCH_ROWS)
+        for c in range(setup.n_classes)
+    ]
+    mixed = datasets.interleave_datasets(classes, seed=0, stopping_strategy="all_exhausted")
     batches = mixed.iter(BATCH_ROWS)
     next(batches)
     started = time.perf_counter()

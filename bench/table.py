@@ -32,7 +32,6 @@ LINES = [
     ("streamed epoch, 8 M rows x 33 columns, 250 MiB", "stream", "scan + index_select", WARM, ">= 0.87"),
     ("the same, nothing in the page cache", "stream", "scan + index_select", COLD, ">= 0.87"),
     ("the same, 100 classes", "stream", "scan + index_select", MANY, ">= 0.87"),
-    ("streamed epoch, as above", "stream", "Hugging Face streaming", WARM, ""),
 ]
 
 
