@@ -211,10 +211,14 @@ class _Ray:
             raise TaskError(explain("Ray worker", got=got, allowed="one that lives", fix=fix)) from error
 
     def close(self, running: list[Any]) -> None:
-        for handle in running:
+        if not running:
+            return
+        # A task that ends while it is being cancelled can bring Ray 2.60 down: short ones may end by themselves.
+        _, pending = self._ray.wait(running, num_returns=len(running), timeout=2)
+        for handle in pending:
             self._ray.cancel(handle)
-        if running:
-            self._ray.wait(running, num_returns=len(running), timeout=10)
+        if pending:
+            self._ray.wait(pending, num_returns=len(pending), timeout=10)
 
 
 def _run_remotely(shared: tuple[Callable, Any], task: Any) -> Any:
