@@ -22,6 +22,7 @@ WARM, COLD, MANY = (
 LINES = [
     ("order of a balanced epoch, 1e8 rows", "order", "torch.randperm", {"rows": 100_000_000}, ">= 10"),
     ("", "order", "torch.multinomial", {"rows": 100_000_000}, ">= 150"),
+    ("", "order", "Grain's index_shuffle", {"rows": 100_000_000}, ""),
     ("", "order", "bijection alone", {"rows": 100_000_000}, ">= 0.4"),
     ("Parquet to memory, 10 M rows x 33 columns", "load", "plain scan", {"rows": 10_000_000}, ">= 0.77"),
     ("label scan", "label_scan", "read the label column", {"rows": 10_000_000}, ">= 0.6"),
