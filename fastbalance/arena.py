@@ -155,11 +155,7 @@ def put_group(
     groups = dataset.groups
     where = f"group {groups.index[group]} of {dataset.source.shards[groups.shard[group]].name}"
     class_ids = dataset.encoder.encode(table)
-    extras = {
-        "class_id": class_ids.astype(np.int64),
-        "weight": class_ids.astype(np.int64),  # the loader looks the weight up: it is the plan's
-        "row": np.arange(len(table)) + groups.first_row[group],
-    }
+    extras = {name: _extra(name, class_ids, int(groups.first_row[group])) for name in arena.layout.extras}
     held = []
     for rows in wanted:
         places = _places(class_ids, rows, dataset.n_classes)
@@ -169,6 +165,11 @@ def put_group(
             raise SourceError(explain(where, got=got, allowed="unchanged data", fix=fix))
         held.append(arena.put(places, table, extras, where))
     return held
+
+
+def _extra(name: str, class_ids: np.ndarray, first_row: int) -> np.ndarray:
+    """The values of an extra for the rows of a group, int64 `[n]`. For the weight, which is the plan's, the class."""
+    return np.arange(len(class_ids)) + first_row if name == "row" else class_ids.astype(np.int64)
 
 
 _UNWANTED = -(1 << 62)

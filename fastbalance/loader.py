@@ -164,23 +164,25 @@ class BalancedLoader(Run):
 
     def _batches(self, epoch: int, first: int) -> Iterator[dict[str, Any]]:
         asked_s = time.perf_counter()
-        for batch, rows in self._rows(epoch, first):
-            tensors = self._tensors(rows)
+        for batch, (rows, tensors) in enumerate(self._tensors(epoch, first), start=first):
             self._cursor.yielding(epoch, batch, len(self))
-            self._meter.served(epoch, batch, len(rows.records), rows.records.nbytes, time.perf_counter() - asked_s)
+            self._meter.served(epoch, batch, rows, rows * self._layout.record_bytes, time.perf_counter() - asked_s)
             yield tensors
             asked_s = time.perf_counter()
 
-    def _rows(self, epoch: int, batch: int) -> Iterator[tuple[int, Rows]]:
-        """The rows of each batch, from `batch` to the end of the epoch: block by block, chunk by chunk."""
+    def _tensors(self, epoch: int, batch: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Number of rows and tensors of each batch, from `batch` to the end of the epoch: block by block, chunk by
+        chunk.
+        """
         chunk_bytes = _CHUNK_BYTES.get(self.device.type, _CHUNK_BYTES["cpu"])
         blocks = self._streamed(epoch, batch) if isinstance(self.plan, StreamPlan) else self._resident(epoch, batch)
         for arena, places in blocks:
             rows = places.shape[1]
             for chunk in places.split(max(1, chunk_bytes // max(1, rows * self._layout.record_bytes))):
-                for part in arena.gather(chunk.reshape(-1)).split(rows):
-                    yield batch, part
-                    batch += 1
+                columns = self._columns(arena.gather(chunk.reshape(-1)))
+                names, parts = tuple(columns), [column.split(rows) for column in columns.values()]
+                for tensors in zip(*parts, strict=True):
+                    yield rows, dict(zip(names, tensors, strict=True))
 
     def _resident(self, epoch: int, batch: int) -> Iterator[tuple[Arena, torch.Tensor]]:
         """The places of each block, int64 `[n_batches, rows of this rank]`, in the arena that holds all rows."""
@@ -238,12 +240,13 @@ class BalancedLoader(Run):
             self._stream_layout,
         )
 
-    def _tensors(self, rows: Rows) -> dict[str, Any]:
-        tensors: dict[str, Any] = self._layout.views(rows.records)
-        tensors |= {name: column.to(self.device) for name, column in rows.ragged.items()}
+    def _columns(self, rows: Rows) -> dict[str, Any]:
+        """The tensors of several batches, one after the other."""
+        columns: dict[str, Any] = self._layout.views(rows.records)
+        columns |= {name: column.to(self.device) for name, column in rows.ragged.items()}
         if "weight" in self._extras:
-            tensors["weight"] = self._weights[tensors["weight"]]
-        return tensors
+            columns["weight"] = self._weights[columns["weight"]]
+        return columns
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._meter.settle(self._count_classes)  # with the seed that those rows had

@@ -64,6 +64,11 @@ class RecordLayout:
         return list(dict.fromkeys(columns))
 
     @property
+    def extras(self) -> list[str]:
+        """Fields that the data does not have."""
+        return [field.name for field in self.fields if not field.columns]
+
+    @property
     def is_costly(self) -> bool:
         """Whether a row that is not wanted had better not be made into a record."""
         return bool(self.ragged) or any(field.decode for field in self.fields)

@@ -28,6 +28,7 @@ from .stats import ReadMeter
 from .windows import GroupOrder, LaneOrder, Segments
 
 _LABEL_SHIFT = 40
+_BLOCKS_AHEAD = 4  # that reading begins for at once; few classes may fill no ring in many blocks
 
 
 class _Window(NamedTuple):
@@ -119,6 +120,7 @@ class Stream:
         self._requested, self._filled = ({lane: np.zeros(plan.n_classes, bool) for lane in lanes} for _ in range(2))
         self._here: tuple[int, int] | None = None  # epoch and block served last, and the one after it
         self._after: tuple[int, int] | None = None
+        self._ahead = (0, 0)  # epoch and batch of the first block whose reads have not all begun
         self._pool: ThreadPoolExecutor | None = None
         self._under_way: list[Future] = []
         self._process = os.getpid()
@@ -140,9 +142,8 @@ class Stream:
                 self.arena.rest()
                 self._give_back(served)
                 self._request(served)
-                end = block.end_batch
-                after = (epoch, end) if end < self.plan.n_batches else (epoch + 1, 0)
-                self._request(self._served(*after), ahead=True)
+                after = self._block_after(epoch, batch)
+                self._request_ahead(after)
                 self._here, self._after = (epoch, block.number), (after[0], block_of(self.plan, after[1]).number)
             parts = []
             for lane, (lane_block, segments) in served.items():
@@ -183,6 +184,7 @@ class Stream:
         self._reads.took_all(sum(int(visit.rows[np.searchsorted(visit.windows, turn)]) for visit, turn in visits))
         self._under_way.clear()
         self._here = self._after = None
+        self._ahead = (0, 0)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -236,8 +238,21 @@ class Stream:
                     del self._windows[lane, c, freed]
                     self._reads.took(-rows)
 
-    def _request(self, served: Mapping[int, tuple[BlockRange, Segments]], ahead: bool = False) -> None:
-        """Begin to read what is not there yet."""
+    def _block_after(self, epoch: int, batch: int) -> tuple[int, int]:
+        """Epoch and first batch of the block after a batch's."""
+        end = block_of(self.plan, batch).end_batch
+        return (epoch, end) if end < self.plan.n_batches else (epoch + 1, 0)
+
+    def _request_ahead(self, after: tuple[int, int]) -> None:
+        """Begin to read the next blocks as far as the rings have room, so that threads that are done go on."""
+        self._ahead = max(self._ahead, after)
+        for _ in range(_BLOCKS_AHEAD):
+            if not self._request(self._served(*self._ahead), ahead=True):
+                return
+            self._ahead = self._block_after(*self._ahead)
+
+    def _request(self, served: Mapping[int, tuple[BlockRange, Segments]], ahead: bool = False) -> bool:
+        """Begin to read what is not there yet; whether there was room for all of it."""
         loads: dict[tuple[int, int], list[_Load]] = defaultdict(list)  # by pass and window
         full = set()  # rings; they take windows in the order in which these are drawn, and so no later one
         for lane, (_, segments) in served.items():
@@ -255,6 +270,7 @@ class Stream:
         for (turn, window), wanted in loads.items():
             self._take_along(turn, window, loads)
             self._read_window(turn, window, wanted)
+        return not full
 
     def _load(self, lane: int, c: int, turn: int, window: int, loads: dict[tuple[int, int], list[_Load]]) -> bool:
         """Take room for a window of a class, unless it has some already; whether there is any."""
