@@ -2,8 +2,8 @@
 
 Work: balanced epochs of 33 columns (132 bytes a row) from shards on the local disk, with a memory of a fraction of the
 data; the kept classes are in memory before the clock starts. Limit: the same groups read in the same threads and thrown
-away, plus `index_select` of as many rows with indices given. Peers: Hugging Face's streaming, one filtered stream a
-class, interleaved. The batches are checked against the rows that it names.
+away, plus `index_select` of as many rows with indices given. Peers: `stream_peers.py`. The batches are checked against
+the rows that they name. Stall: the part of the time in `next` that is spent waiting for reads.
 
     python bench/stream.py [--rows 8000000] [--quick]
 """
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import stream_peers
 import torch
 from _harness import Case, report, save, time_in_turn
 
@@ -138,28 +139,6 @@ def quality(loader: BalancedLoader, rows: int) -> dict[str, float]:
     return found | {"variance of batch means, class 0": float(spread)}
 
 
-def hugging_face(folder: Path, setup: Setup, n_batches: int) -> Case:
-    """Streams filtered by class and interleaved; timed from the first batch on."""
-    import datasets
-
-    kind = "arrow" if setup.format == "ipc" else "parquet"
-    files = sorted(str(path) for path in folder.iterdir())
-    stream = datasets.load_dataset(kind, data_files=files, split="train", streaming=True)
-    stream = stream.with_format("numpy")
-    classes = [
-        stream.filter(lambda y, c=c: y == c, input_columns="y", batched=True, batch_size=BATCH_ROWS)
-        for c in range(setup.n_classes)
-    ]
-    mixed = datasets.interleave_datasets(classes, seed=0, stopping_strategy="all_exhausted")
-    batches = mixed.iter(BATCH_ROWS)
-    next(batches)
-    started = time.perf_counter()
-    done = sum(1 for _ in islice(batches, n_batches))
-    case = Case("Hugging Face streaming", lambda: None, done * BATCH_ROWS)
-    case.seconds.append(time.perf_counter() - started)
-    return case
-
-
 def epochs(loader: BalancedLoader) -> Iterator[int]:
     while True:
         rows = 0
@@ -219,28 +198,21 @@ def measure(setup: Setup, rows: int, memory: int, keep: bool, peers: bool) -> No
         cases = [Case("scan + index_select", limit, epoch_rows, 0, 3), Case("fastbalance", ours, epoch_rows, 0, 3)]
         time_in_turn(cases)
         if peers:
-            cases.append(hugging_face(folder, setup, 3))
+            cases += stream_peers.cases(folder, N_FEATURES + 1, BATCH_ROWS)
         axes = {"setup": setup.name, "rows": rows, "memory_bytes": memory}
         report("stream", cases, axes, "scan + index_select", "fastbalance", keep)
-        seconds = float(np.median(cases[1].seconds))
+        read, needed = (getattr(after, b) - getattr(before, b) for b in ("bytes_read", "bytes_needed"))
         facts = {
             "first_batch_s": round(first_s, 3),
             "groups_read": after.groups_read - before.groups_read,
-            "amplification": round((after.bytes_read - before.bytes_read) / _planned_bytes(loader, reads), 3),
-            "stall": round(1 - float(np.median(cases[0].seconds)) / seconds, 3),
+            "amplification": round(read / needed if needed else 1.0, 3),
+            "stall": round((after.read_wait_s - before.read_wait_s) / (after.wait_s - before.wait_s), 3),
             **{what: round(float(value), 3) for what, value in measures.items()},
         }
         print(facts)
         if keep:
             save("stream_facts", {"case": "fastbalance", "axes": axes, **facts})
         loader.close()
-
-
-def _planned_bytes(loader: BalancedLoader, reads: Reads) -> int:
-    """Bytes of the groups of an epoch, each once."""
-    columns = reads.runs[0][1] if reads.runs else FEATURES
-    group_bytes = loader.data.source.group_bytes(columns)
-    return max(1, int(group_bytes[sorted({group for run, _ in reads.runs for group in run})].sum()))
 
 
 def main() -> None:

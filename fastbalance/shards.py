@@ -167,11 +167,12 @@ class _ParquetShard(Shard):
         ends = np.cumsum([_leaf_columns(field.type) for field in self.schema])
         wanted = [self.schema.get_field_index(name) for name in columns]
         leaves = [leaf for i in wanted for leaf in range(ends[i - 1] if i else 0, ends[i])]
-        sampled = np.unique(np.linspace(0, len(self.group_rows) - 1, _SAMPLED_GROUPS, dtype=np.int64))
+        rows = self.group_rows
+        sampled = np.unique(np.linspace(0, len(rows) - 1, _SAMPLED_GROUPS, dtype=np.int64))
         groups = [self._metadata.row_group(group) for group in sampled.tolist()]
         sizes = [sum(group.column(leaf).total_compressed_size for leaf in leaves) for group in groups]
-        row_bytes = np.array(sizes) / np.maximum(1, self.group_rows[sampled])
-        return np.rint(self.group_rows * np.interp(np.arange(len(self.group_rows)), sampled, row_bytes)).astype(np.int64)
+        row_bytes = np.interp(np.arange(len(rows)), sampled, np.array(sizes) / np.maximum(1, rows[sampled]))
+        return np.rint(rows * row_bytes).astype(np.int64)
 
     def _read(self, groups: list[int], columns: list[str]) -> pa.Table:
         with self._filesystem.open_input_file(self._path) as file:

@@ -29,8 +29,10 @@ class LoaderStats:
     """Of a stream, like all that follows but the last."""
     bytes_read: int
     """Bytes of the columns that were read of those groups, as they lie in the files."""
+    bytes_needed: int
+    """Of distinct (pass, group) among them: had nothing been read twice."""
     amplification: float
-    """Bytes read over the bytes of distinct (pass, group)."""
+    """Bytes read over bytes needed."""
     window_hits: int
     """Windows that were in memory when their block was asked for."""
     window_misses: int
@@ -55,7 +57,7 @@ class ReadMeter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: dict[int, np.ndarray] = {}  # groups read in each pass
-        self.groups = self.bytes = self.planned_bytes = 0
+        self.groups = self.bytes = self.needed_bytes = 0
         self.hits = self.misses = 0
         self.wait_s = 0.0
         self.live_rows = self.peak_rows = 0
@@ -78,7 +80,7 @@ class ReadMeter:
             seen = self._seen.setdefault(turn, np.zeros(len(group_bytes), bool))
             self.groups += len(numbers)
             self.bytes += int(n_bytes.sum())
-            self.planned_bytes += int(n_bytes[~seen[numbers]].sum())
+            self.needed_bytes += int(n_bytes[~seen[numbers]].sum())
             seen[numbers] = True
 
     def took(self, rows: int) -> None:
@@ -139,7 +141,8 @@ class Meter:
             rows_per_s=self._rows / serving_s if serving_s > 0 else 0.0,
             groups_read=self.reads.groups,
             bytes_read=self.reads.bytes,
-            amplification=self.reads.bytes / self.reads.planned_bytes if self.reads.planned_bytes else 1.0,
+            bytes_needed=self.reads.needed_bytes,
+            amplification=self.reads.bytes / self.reads.needed_bytes if self.reads.needed_bytes else 1.0,
             window_hits=self.reads.hits,
             window_misses=self.reads.misses,
             read_wait_s=self.reads.wait_s,
