@@ -24,11 +24,9 @@ from fastbalance.balance import Balance, power, ratio, resolve, target
 from fastbalance.dataset import Dataset
 from fastbalance.engines import Engine
 from fastbalance.errors import ArgumentError, FastbalanceError, explain
-from fastbalance.labels import scan_labels
 from fastbalance.plan import Tail, make_plan
 from fastbalance.resharding import INDEX_NAME
 from fastbalance.resharding import reshard as write_shards
-from fastbalance.source import open_source
 from fastbalance.split import check_ranks
 from fastbalance.storage import Format
 from fastbalance.tables import data_facts, plan_facts, print_data, print_json, print_plan
@@ -201,10 +199,7 @@ def _open(
         def progress(done: int, total: int) -> None:
             tell("scanning labels", done, total)
 
-        if engine != "local":
-            opened = open_source(_source(paths))
-            return Dataset(opened, scan_labels(opened, label, max_classes, progress, engine))
-        return Dataset.open(_source(paths), label, index, max_classes=max_classes, progress=progress)
+        return Dataset.open(_source(paths), label, index, max_classes=max_classes, progress=progress, engine=engine)
 
 
 @contextmanager

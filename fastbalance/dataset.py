@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from .encoder import Encoder
+from .engines import Engine
 from .errors import SourceError, explain
 from .index import load_index, save_index
 from .labels import LabelScan, scan_labels
@@ -46,6 +47,7 @@ class Dataset:
         filesystem: Any = None,
         max_classes: int = 2**20,
         progress: Callable[[int, int], None] | None = None,
+        engine: Engine = "local",
     ) -> Dataset:
         """Open data, and scan its labels or load the scan that was saved.
 
@@ -56,8 +58,10 @@ class Dataset:
             filesystem: Where paths lie: a pyarrow or fsspec file system; None: local, or what the URI says.
             max_classes: Most classes that a scan accepts.
             progress: Called by a scan as `progress(groups_done, n_groups)` after each group.
+            engine: Where groups are scanned: threads of this process, or "ray".
 
         Raises:
+            ArgumentError: An engine that there is not.
             SourceError: The data cannot be found, opened or read.
             LabelError: The label columns cannot define classes.
             IndexFileError: The index is missing or damaged, or belongs to other data or another label.
@@ -65,7 +69,7 @@ class Dataset:
         opened = open_source(source, filesystem)
         if index is not None:
             return cls(opened, load_index(index, opened, label))
-        return cls(opened, scan_labels(opened, label, max_classes, progress))
+        return cls(opened, scan_labels(opened, label, max_classes, progress, engine))
 
     @property
     def schema(self) -> pa.Schema:

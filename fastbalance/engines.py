@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import pyarrow as pa
 
-from .errors import ArgumentError, FastbalanceError, explain
+from .errors import ArgumentError, TaskError, explain
 from .source import Source
 
 T = TypeVar("T")
@@ -27,10 +27,6 @@ _thread = threading.local()
 
 class Stopped(Exception):  # noqa: N818 - a request, not an error
     """The run that a task belongs to has ended; raised in the task, and seen by nobody."""
-
-
-class TaskError(FastbalanceError, RuntimeError):
-    """A worker process died."""
 
 
 def check_stopped() -> None:

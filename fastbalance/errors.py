@@ -42,6 +42,10 @@ class ArgumentError(FastbalanceError, ValueError):
     """An argument is outside what is allowed."""
 
 
+class TaskError(FastbalanceError, RuntimeError):
+    """A worker process died."""
+
+
 class ReadWarning(UserWarning):
     """More will be read than need be; the message says how to mend that."""
 

@@ -10,7 +10,7 @@ import psutil
 import pyarrow as pa
 import torch
 
-from .checks import names_of
+from .checks import byte_size, names_of
 from .columns import decode_one
 from .dataset import Dataset
 from .errors import ArgumentError, explain
@@ -97,21 +97,4 @@ def memory_bytes(memory: int | str, device: torch.device) -> int:
     if memory == "auto":
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         return int(_MEMORY_SHARE * free)
-    units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-    try:
-        if isinstance(memory, str):
-            unit = next(u for u in sorted(units, key=len, reverse=True) if memory.endswith(u))
-            n_bytes = int(float(memory[: -len(unit)]) * units[unit])
-        else:
-            n_bytes = int(memory)
-    except (StopIteration, ValueError, TypeError, OverflowError):
-        n_bytes = 0
-    if n_bytes <= 0 or isinstance(memory, bool):
-        raise ArgumentError(
-            explain(
-                "memory",
-                got=repr(memory),
-                allowed='bytes as an integer > 0, a string as "512MiB" or "4GiB", or "auto"',
-            )
-        )
-    return n_bytes
+    return byte_size("memory", memory, also=', or "auto"')

@@ -23,10 +23,9 @@ from .engines import check_stopped
 from .errors import SourceError, explain
 from .kernels import cpu
 from .kernels.bijection import grid
+from .kernels.philox import RESHARD_ROUND_KEYS, RESHARD_TWEAK
 from .storage import Format, restored, stored, whole_file, writer
 
-# Counter words of the keys (see kernels/philox.py): other than those of the order, whose shuffles would undo these.
-_ROUND_KEYS, _TWEAK = 0x52450001, 0x52450002
 _SUFFIXES = {"parquet": "parquet", "ipc": "arrow"}
 
 
@@ -201,8 +200,8 @@ def _destinations(job: Job, groups: range, table: pa.Table) -> tuple[pa.Array, n
     by_class = np.argsort(ids.astype(np.min_scalar_type(data.n_classes - 1)), kind="stable")
     places, group_of = np.empty(len(ids), np.int64), np.empty(len(ids), np.int64)
     present = np.flatnonzero(counts)
-    keys = cpu.round_keys(job.seed, _ROUND_KEYS)
-    tweaks = cpu.tweaks(present, np.zeros_like(present), np.zeros_like(present), _TWEAK, job.seed)
+    keys = cpu.round_keys(job.seed, RESHARD_ROUND_KEYS)
+    tweaks = cpu.tweaks(present, np.zeros_like(present), np.zeros_like(present), RESHARD_TWEAK, job.seed)
     start = 0
     for c, (t0, t1) in zip(present.tolist(), tweaks, strict=True):
         part, n = slice(start, start + int(counts[c])), int(data.class_counts[c])

@@ -9,7 +9,6 @@ was interrupted goes on where it stopped: every finished file is kept, and the m
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -17,12 +16,12 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 
-from .checks import whole
+from .checks import byte_size, whole
 from .dataset import Dataset
 from .engines import Engine, check_engine, count_workers, map_tasks, session
 from .errors import ArgumentError, explain
 from .index import save_index
-from .labels import LabelScan, label_names, scan_labels
+from .labels import LabelScan, label_names
 from .regroup import Job, gather, make_layout, scatter
 from .source import Source, open_source
 from .storage import Format, check_columns, collect_dictionaries
@@ -33,7 +32,6 @@ _PART_BYTES = 2**30  # of a chunk or bucket at most: Arrow's strings end at 2 Gi
 _PART_COPIES = 3  # a task needs so many times the bytes of its chunk: what is read, what is taken, and Parquet's share
 _GROUP_COPIES = 6  # and of its group: a bucket is a third, and a group is concatenated, taken, encoded, compressed
 _SAMPLES = 16
-_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 Progress = Callable[[str, int, int], None]
 
 
@@ -95,7 +93,7 @@ def reshard(
     check_engine(engine)
     workers = None if workers is None else whole("workers", workers, 1, 2**16)
     seed = whole("seed", seed, 0, 2**64)
-    limit, shard_limit = _n_bytes("memory", memory), _n_bytes("shard_bytes", shard_bytes)
+    limit, shard_limit = byte_size("memory", memory), byte_size("shard_bytes", shard_bytes)
     group_rows = None if group_rows is None else whole("group_rows", group_rows, 1, 2**31)
     target = Path(os.path.abspath(os.path.expanduser(destination)))
     check_target(source, target, overwrite)
@@ -128,9 +126,14 @@ def _open(source: Any, label: Any, filesystem: Any, max_classes: int, engine: En
             got, allowed = repr(label), f"{source.label}, as in the Dataset, or None"
             raise ArgumentError(explain("label", got=got, allowed=allowed))
         return source
-    opened = open_source(source, filesystem)
-    scan = scan_labels(opened, label or (), max_classes, lambda *done: tell("scanning labels", *done), engine)
-    return Dataset(opened, scan)
+    return Dataset.open(
+        source,
+        label or (),
+        filesystem=filesystem,
+        max_classes=max_classes,
+        progress=lambda *done: tell("scanning labels", *done),
+        engine=engine,
+    )
 
 
 def _row_bytes(source: Source) -> float:
@@ -185,16 +188,3 @@ def _save_index(job: Job) -> None:
         class_counts=counts,
     )
     save_index(job.folder / "data" / INDEX_NAME, open_source(job.folder / "data"), scan)
-
-
-def _n_bytes(name: str, value: int | str) -> int:
-    """A number of bytes, from an integer or a text such as "1.5GiB"."""
-    n_bytes = 0.0
-    if isinstance(value, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]iB|B)?\s*", value)
-        n_bytes = float(found[1]) * _UNITS[found[2] or "B"] if found else 0
-    elif isinstance(value, int | np.integer) and not isinstance(value, bool):
-        n_bytes = int(value)
-    if n_bytes < 1:
-        raise ArgumentError(explain(name, got=repr(value), allowed='bytes as an integer > 0, or as "512MiB" or "4GiB"'))
-    return int(n_bytes)

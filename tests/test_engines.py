@@ -166,7 +166,8 @@ def test_ray_passes_errors_on_and_stops(data, tmp_path):
         """
 import os, sys, time
 from pathlib import Path
-from fastbalance.engines import TaskError, map_tasks
+from fastbalance.engines import map_tasks
+from fastbalance.errors import TaskError
 from fastbalance.errors import SourceError
 from fastbalance.resharding import reshard
 import pyarrow.parquet as pq

@@ -987,7 +987,7 @@ def test_epochs_beyond_the_last():
 def test_memory(memory):
     text = (
         f"memory: got {memory!r}; allowed: bytes as an integer > 0, "
-        'a string as "512MiB" or "4GiB", or "auto".'
+        'or as "512MiB" or "4GiB", or "auto".'
     )  # fmt: skip
     refused(ArgumentError, text, memory=memory)
 
