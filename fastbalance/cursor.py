@@ -1,4 +1,4 @@
-"""Where a run is: epoch and batch, what a state holds, and which process serves what."""
+"""Where a run is: epoch and batch, and what a state holds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from .checks import is_whole, whole
-from .errors import ArgumentError, StateError, explain
+from .errors import StateError, explain
 from .plan import BalancePlan
 
 STATE_VERSION = 1
-MAX_SEEDS, MAX_EPOCHS, MAX_RANKS = 1 << 64, 1 << 32, 1 << 30
+MAX_SEEDS, MAX_EPOCHS = 1 << 64, 1 << 32
 
 
 class Cursor:
@@ -108,28 +108,6 @@ class Cursor:
                 raise StateError(explain(f"state[{name!r}]", got=repr(state[name]), allowed=allowed))
         self.epoch, self.batch, self._begun = int(state["epoch"]), int(state["batch"]), False
         return int(state["seed"])
-
-
-def ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Rank and world size: as given, else of torch.distributed's process group, else 0 and 1.
-
-    Raises:
-        ArgumentError: Only one of the two is given, or they do not fit.
-    """
-    if (rank is None) != (world_size is None):
-        raise ArgumentError(
-            explain(
-                "rank, world_size",
-                got=f"{rank}, {world_size}",
-                allowed="both, or neither to ask torch.distributed",
-            )
-        )
-    if rank is None or world_size is None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return 0, 1
-    world_size = whole("world_size", world_size, 1, MAX_RANKS)
-    return whole("rank", rank, 0, world_size, note=f", one of world_size {world_size}"), world_size
 
 
 def checked_seed(seed: int | None) -> int | None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from .encoder import Encoder
-from .engines import Engine
+from .engines import ScanEngine
 from .errors import SourceError, explain
 from .index import load_index, save_index
 from .labels import LabelScan, scan_labels
@@ -47,7 +47,7 @@ class Dataset:
         filesystem: Any = None,
         max_classes: int = 2**20,
         progress: Callable[[int, int], None] | None = None,
-        engine: Engine = "local",
+        engine: ScanEngine = "local",
     ) -> Dataset:
         """Open data, and scan its labels or load the scan that was saved.
 
@@ -58,10 +58,11 @@ class Dataset:
             filesystem: Where paths lie: a pyarrow or fsspec file system; None: local, or what the URI says.
             max_classes: Most classes that a scan accepts.
             progress: Called by a scan as `progress(groups_done, n_groups)` after each group.
-            engine: Where groups are scanned: threads of this process, or "ray".
+            engine: Where groups are scanned: threads of this process; "ray"; or "ranks": every rank of
+                torch.distributed's process group scans a part, and all must call.
 
         Raises:
-            ArgumentError: An engine that there is not.
+            ArgumentError: An engine that there is not, or no process group.
             SourceError: The data cannot be found, opened or read.
             LabelError: The label columns cannot define classes.
             IndexFileError: The index is missing or damaged, or belongs to other data or another label.

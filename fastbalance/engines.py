@@ -14,13 +14,16 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
+import numpy as np
 import pyarrow as pa
 
-from .errors import ArgumentError, TaskError, explain
+from .errors import ArgumentError, SourceError, TaskError, explain
+from .ranks import found_ranks, gathered, in_process_group
 from .source import Source
 
 T = TypeVar("T")
 Engine = Literal["local", "ray"]
+ScanEngine = Literal["local", "ray", "ranks"]
 _TASK_ROWS = 2**23  # of a label scan in Ray: some 40 ms of work, against 1 ms to hand it over
 _thread = threading.local()
 
@@ -40,10 +43,14 @@ def check_stopped() -> None:
         raise Stopped
 
 
-def check_engine(engine: str) -> None:
-    """Raise `ArgumentError` unless it is the name of an engine."""
-    if engine not in get_args(Engine):
-        raise ArgumentError(explain("engine", got=repr(engine), allowed='"local" or "ray"'))
+def check_engine(engine: str, kind: Any = Engine) -> None:
+    """Raise `ArgumentError` unless it is the name of an engine, and for "ranks" unless there are ranks."""
+    if engine not in get_args(kind):
+        allowed = " or ".join(f'"{name}"' for name in get_args(kind))
+        raise ArgumentError(explain("engine", got=repr(engine), allowed=allowed))
+    if engine == "ranks" and not in_process_group():
+        got, allowed = "'ranks', without a process group", '"local", or torch.distributed.init_process_group before'
+        raise ArgumentError(explain("engine", got=got, allowed=allowed))
 
 
 def cpus() -> int:
@@ -96,14 +103,35 @@ def map_tasks(
 
 
 def scan_groups(
-    source: Source, columns: Sequence[str], visit: Callable[[int, pa.Table], T], engine: Engine = "local"
+    source: Source, columns: Sequence[str], visit: Callable[[int, pa.Table], T], engine: ScanEngine = "local"
 ) -> Iterator[T]:
-    """`Source.scan` by any engine: `visit(group, table)` of every group, in order."""
+    """`Source.scan` by any engine: `visit(group, table)` of every group, in order.
+
+    Raises:
+        SourceError: A group cannot be read; by ranks also where they do not see the same groups.
+    """
     if engine == "local":
         yield from source.scan(columns, visit)
         return
+    if engine == "ranks":
+        yield from _scan_by_ranks(source, columns, visit)
+        return
     runs = source.runs(range(len(source.groups)), _TASK_ROWS)
     for results in map_tasks(_visit_run, (source, list(columns), visit), runs, engine):
+        yield from results
+
+
+def _scan_by_ranks(source: Source, columns: Sequence[str], visit: Callable[[int, pa.Table], T]) -> Iterator[T]:
+    """Every rank scans an equal part of the groups, and tells the others."""
+    rank, world_size = found_ranks()
+    mine = np.array_split(np.arange(len(source.groups)), world_size)[rank].tolist()
+    rows = source.groups.n_rows.tobytes()
+    found = gathered(lambda: (rows, list(source.scan(columns, visit, mine))))
+    for other, (other_rows, _) in enumerate(found):
+        if other_rows != rows:
+            got, allowed = f"other groups on rank {other} than on rank {rank}", "the same files on all ranks"
+            raise SourceError(explain("data", got=got, allowed=allowed))
+    for _, results in found:
         yield from results
 
 

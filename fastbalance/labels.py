@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from .encoder import TABLE_SPAN, Encoder, numbers_of, offsets_from, shown, subject_of
-from .engines import Engine, check_engine, scan_groups
+from .engines import ScanEngine, check_engine, scan_groups
 from .errors import LabelError, explain
 from .kernels import cpu_rows
 from .source import Source
@@ -58,7 +58,7 @@ def scan_labels(
     label: str | Sequence[str],
     max_classes: int = 2**20,
     progress: Callable[[int, int], None] | None = None,
-    engine: Engine = "local",
+    engine: ScanEngine = "local",
 ) -> LabelScan:
     """Read the label columns once, and count the rows of each class in each group.
 
@@ -67,7 +67,8 @@ def scan_labels(
         label: A column, or several: then every distinct tuple of values is a class.
         max_classes: More classes than this are taken for a mistake, such as a column of row ids.
         progress: Called as `progress(groups_done, n_groups)` after each group.
-        engine: Where groups are read and counted: threads of this process, or "ray".
+        engine: Where groups are read and counted: threads of this process; "ray"; or "ranks": every rank of
+            torch.distributed's process group counts a part, and all must call.
 
     Raises:
         LabelError: A column is missing, its type cannot define classes, it has nulls, there is only one
@@ -75,7 +76,7 @@ def scan_labels(
         SourceError: A group cannot be read.
     """
     names = label_names(label)
-    check_engine(engine)
+    check_engine(engine, ScanEngine)
     for name in names:
         _check_column(source, name)
     counts, classes = [], _Distinct(names, max_classes)

@@ -20,11 +20,12 @@ import torch
 from . import balance as _balance
 from .arena import Arena, Rows, load_arena
 from .checks import whole
-from .cursor import MAX_RANKS, Cursor
+from .cursor import Cursor
 from .errors import ArgumentError, FastbalanceError, StateError, explain
 from .options import checked_device, checked_extras, decoded_examples, memory_bytes, opened, ragged_bytes
 from .order import EpochOrder
 from .plan import BalancePlan, Tail
+from .ranks import MAX_RANKS
 from .records import make_layout
 from .residency import StreamPlan, check_layout, stream_plan
 from .run import Run
@@ -68,7 +69,10 @@ class BalancedLoader(Run):
             next windows are read ahead.
         lanes: Of a stream: independent parts of the epoch, each of its own rows; a multiple of the number of ranks that
             divides the global batch. Any number of ranks that divides it can resume. None: as many as ranks.
-        rank, world_size: None: asked of torch.distributed at the first use, else 0 and 1.
+        rank, world_size: None: found at the first use: torch.distributed's, else those that `torchrun` sets, else 0 and
+            1.
+        mesh: In place of them, a `DeviceMesh` of the data-parallel dimensions alone, as `device_mesh["dp"]`: processes
+            that differ in other dimensions (tensor parallel) get the same batches.
         extras: Also in the batch: "class_id" (int64), "row" (int64, the global row number), "weight" (float32, natural
             share over sampled share of the row's class; weighted by it, a loss estimates the natural one).
         tail: For `balance="natural"`: what becomes of the rows that fill no batch: "keep", "drop" or "pad".
@@ -98,6 +102,7 @@ class BalancedLoader(Run):
         lanes: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        mesh: Any = None,
         extras: Sequence[str] = ("class_id",),
         tail: Tail = "keep",
         dtypes: Mapping[str, torch.dtype] | None = None,
@@ -107,7 +112,7 @@ class BalancedLoader(Run):
         filesystem: Any = None,
         progress: bool = False,
     ) -> None:
-        super().__init__(batch_size, balance, epoch_rows, tail, seed, rank, world_size)
+        super().__init__(batch_size, balance, epoch_rows, tail, seed, rank, world_size, mesh)
         self._extras = checked_extras(extras)
         self.device = checked_device(device)
         self._budget_bytes = memory_bytes(memory, self.device)

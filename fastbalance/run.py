@@ -11,9 +11,10 @@ import numpy as np
 
 from . import balance as _balance
 from .checks import whole
-from .cursor import Cursor, checked_seed, drawn_seed, ranks
+from .cursor import Cursor, checked_seed, drawn_seed
 from .errors import StarvedClassError
 from .plan import MAX_BATCH_ROWS, BalancePlan, Tail, make_plan
+from .ranks import found_ranks, given_ranks
 from .split import check_ranks
 
 
@@ -33,13 +34,12 @@ class Run:
         seed: int | None,
         rank: int | None,
         world_size: int | None,
+        mesh: Any,
     ) -> None:
         self.batch_size = whole("batch_size", batch_size, 1, MAX_BATCH_ROWS)
         self._balance, self._epoch_rows, self._tail = _balance.resolve(balance), epoch_rows, tail
         self._seed = checked_seed(seed)
-        self._given_ranks = rank, world_size
-        if self._ranks_are_given:
-            ranks(rank, world_size)
+        self._given_ranks = given_ranks(rank, world_size, mesh)
         self._cursor = Cursor()
 
     @property
@@ -91,13 +91,9 @@ class Run:
         """
         self._seed = self._cursor.load(state, self.plan, self._fingerprint)
 
-    @property
-    def _ranks_are_given(self) -> bool:
-        return self._given_ranks != (None, None)
-
     @cached_property
     def _ranks(self) -> tuple[int, int]:
-        return ranks(*self._given_ranks)
+        return self._given_ranks or found_ranks()
 
     def _plan_for(self, world_size: int) -> BalancePlan:
         rows = self.batch_size * world_size
@@ -107,7 +103,7 @@ class Run:
 
     def _check_plan(self) -> None:
         """Say now what is wrong with the plan, as far as that does not hang on a number of ranks yet unknown."""
-        if self._ranks_are_given:
+        if self._given_ranks is not None:
             _ = self.plan
             return
         with suppress(StarvedClassError):  # more ranks stretch the epoch to more rows

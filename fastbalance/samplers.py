@@ -36,9 +36,10 @@ class _Balanced(Run):
         seed: int | None = 0,
         rank: int | None = None,
         world_size: int | None = None,
+        mesh: Any = None,
         tail: Tail = "keep",
     ) -> None:
-        super().__init__(batch_size, balance, epoch_rows, tail, seed, rank, world_size)
+        super().__init__(batch_size, balance, epoch_rows, tail, seed, rank, world_size, mesh)
         values = _label_values(labels)
         self._classes, class_ids = np.unique(values, return_inverse=True)
         self._class_counts = np.bincount(class_ids)
@@ -90,7 +91,7 @@ class BalancedBatchSampler(_Balanced, Sampler[list[int]]):
     Args:
         labels: The class of each row: array, tensor or sequence of integers, bools or strings, `[n_rows]`.
         batch_size: Rows for each rank and batch.
-        balance, epoch_rows, seed, rank, world_size, tail: As for `BalancedLoader`.
+        balance, epoch_rows, seed, rank, world_size, mesh, tail: As for `BalancedLoader`.
 
     Raises:
         LabelError: Labels that are empty, not one-dimensional, of a float type, missing, or all equal.

@@ -90,8 +90,11 @@ class Source:
             total += rows[k]
         return [*runs, range(numbers[start], numbers[-1] + 1)] if numbers else []
 
-    def scan(self, columns: Sequence[str], visit: Callable[[int, pa.Table], T]) -> Iterator[T]:
-        """Read every group once, in threads; yield `visit(group, table)` in the order of the groups."""
+    def scan(
+        self, columns: Sequence[str], visit: Callable[[int, pa.Table], T], groups: Sequence[int] | None = None
+    ) -> Iterator[T]:
+        """Read groups (None: every one) once, in threads; yield `visit(group, table)` in their order."""
+        wanted = range(len(self.groups)) if groups is None else groups
 
         def work(run: range) -> list[T]:
             table, part = self.read_groups(run, columns), slice(run.start, run.stop)
@@ -101,7 +104,7 @@ class Source:
 
         with ThreadPoolExecutor(self.threads) as pool:
             try:
-                for results in pool.map(work, self.runs(range(len(self.groups)))):
+                for results in pool.map(work, self.runs(wanted)):
                     yield from results
             finally:
                 pool.shutdown(cancel_futures=True)

@@ -13,7 +13,20 @@ ROOT = Path(__file__).parents[1]
 
 # Each file imports only from files above it.
 LAYERS = [
-    *("errors", "checks", "retries", "shards", "paths", "memory", "source", "engines", "encoder", "labels", "index"),
+    *(
+        "errors",
+        "checks",
+        "ranks",
+        "retries",
+        "shards",
+        "paths",
+        "memory",
+        "source",
+        "engines",
+        "encoder",
+        "labels",
+        "index",
+    ),
     *("dataset", "balance", "plan", "split", "cursor", "run", "order", "columns", "ragged", "records", "arena"),
     *("residency", "windows", "stats", "stream", "options", "loader", "samplers"),
     *("storage", "tables", "regroup", "workfolder", "resharding", "__init__"),

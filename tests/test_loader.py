@@ -901,8 +901,8 @@ def test_ranks_that_are_found_are_checked_when_they_are_known(monkeypatch):
 @pytest.mark.parametrize(
     ("rank", "world_size", "text"),
     [
-        (0, None, "rank, world_size: got 0, None; allowed: both, or neither to ask torch.distributed."),
-        (None, 2, "rank, world_size: got None, 2; allowed: both, or neither to ask torch.distributed."),
+        (0, None, "rank, world_size: got 0, None; allowed: both, or neither to find them."),
+        (None, 2, "rank, world_size: got None, 2; allowed: both, or neither to find them."),
         (2, 2, "rank: got 2; allowed: an integer in [0, 2), one of world_size 2."),
         (-1, 2, "rank: got -1; allowed: an integer in [0, 2), one of world_size 2."),
         (0, 0, "world_size: got 0; allowed: an integer in [1, 2^30)."),
