@@ -30,6 +30,10 @@ class StarvedClassError(PlanError):
     """The epoch is so short that a class would not be drawn at all. (More ranks stretch an epoch.)"""
 
 
+class LanesError(PlanError):
+    """The lanes of a stream do not fit the batch and the ranks. (Another number of ranks makes another batch.)"""
+
+
 class IndexFileError(FastbalanceError, ValueError):
     """A saved index is damaged, or belongs to other data."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from . import balance as _balance
 from .checks import whole
 from .cursor import Cursor, checked_seed, drawn_seed
-from .errors import StarvedClassError
+from .errors import LanesError, StarvedClassError
 from .plan import MAX_BATCH_ROWS, BalancePlan, Tail, make_plan
 from .ranks import found_ranks, given_ranks
 from .split import check_ranks
@@ -106,5 +106,5 @@ class Run:
         if self._given_ranks is not None:
             _ = self.plan
             return
-        with suppress(StarvedClassError):  # more ranks stretch the epoch to more rows
+        with suppress(StarvedClassError, LanesError):  # more ranks make larger batches, and stretch the epoch
             self._plan_for(1)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .errors import ArgumentError, PlanError, explain
+from .errors import ArgumentError, LanesError, PlanError, explain
 from .plan import BalancePlan
 
 
@@ -100,10 +100,10 @@ def lanes_of(plan: BalancePlan, rank: int, world_size: int, lanes: int) -> range
     """The lanes of a stream that a rank serves, side by side in its batches.
 
     Raises:
-        PlanError: A number of lanes that does not divide the global batch, or that the ranks do not share evenly.
+        LanesError: A number of lanes that does not divide the global batch, or that the ranks do not share evenly.
     """
     if plan.global_batch_rows % lanes or lanes % world_size:
-        raise PlanError(
+        raise LanesError(
             explain(
                 "lanes",
                 got=f"{lanes} lanes for a global batch of {plan.global_batch_rows} rows and {world_size} ranks",
