@@ -122,7 +122,7 @@ class BalancedLoader(Run):
         self._row_bytes = self._layout.record_bytes + ragged_bytes(self.data, self._layout)
         self._lanes = None if lanes is None else whole("lanes", lanes, 1, MAX_RANKS)
         self._fits = self.data.n_rows * self._row_bytes <= self._budget_bytes
-        self._stream_layout: Mapping[str, Any] | None = None  # of a state
+        self._stream_layout: list[Any] | None = None  # of a state
         self._stream: Stream | None = None
         self._iteration: object = None  # the one that the windows of the stream belong to
         self._check_plan()

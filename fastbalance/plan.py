@@ -65,7 +65,7 @@ class BalancePlan:
         return 1
 
     @property
-    def layout(self) -> dict[str, Any] | None:
+    def layout(self) -> list[Any] | None:
         """What a state must hold, beside the seed, to give the same order again; None: the plan is enough."""
         return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -68,13 +68,14 @@ class StreamPlan(BalancePlan):
         return digest.hexdigest()
 
     @property
-    def layout(self) -> dict[str, Any]:
-        """What a state must hold, beside the seed, to stream the same order again."""
-        return {
-            "block_rows": self.block_rows,
-            "window_groups": self.window_groups,
-            "streamed": np.flatnonzero(~self.kept).tolist(),
-        }
+    def layout(self) -> list[Any]:
+        """What a state must hold, beside the seed, to stream the same order again: rows of a block, groups of a window,
+        and which class ids are streamed: those in `[b0, b1)`, `[b2, b3)`, ... of the list of all b.
+
+        A list, as torch.distributed.checkpoint takes dicts apart and cannot load them where there were others.
+        """
+        bounds = np.flatnonzero(np.diff(~self.kept, prepend=False, append=False))
+        return [self.block_rows, self.window_groups, bounds.tolist()]
 
     @property
     def ring_rows(self) -> np.ndarray:
@@ -140,7 +141,7 @@ def stream_plan(
     lanes: int,
     world_size: int,
     threads: int,
-    layout: Mapping[str, Any] | None = None,
+    layout: Sequence[Any] | None = None,
 ) -> StreamPlan:
     """Decide what is kept, how long blocks and windows are, and what that will read.
 
@@ -169,9 +170,9 @@ def stream_plan(
         chosen = _with_blocks_and_kept(chosen, room)
         chosen = room.with_windows(chosen, _window_groups(chosen, room))
     else:
-        kept = ~np.isin(np.arange(plan.n_classes), layout["streamed"])
-        chosen = replace(chosen, kept=kept, block_rows=layout["block_rows"])
-        chosen = room.with_windows(chosen, layout["window_groups"])
+        block_rows, window_groups, bounds = layout
+        kept = np.searchsorted(bounds, np.arange(plan.n_classes), side="right") & 1 == 0
+        chosen = room.with_windows(replace(chosen, kept=kept, block_rows=block_rows), window_groups)
     needed = room.needed(chosen)
     if needed > room.rows:
         raise PlanError(
@@ -291,11 +292,11 @@ def check_layout(layout: Any, n_classes: int) -> None:
     Raises:
         StateError: It is something else.
     """
-    names = {"block_rows", "window_groups", "streamed"}
-    valid = isinstance(layout, Mapping) and set(layout) == names and isinstance(layout["streamed"], list)
+    valid = isinstance(layout, list) and len(layout) == 3 and isinstance(layout[2], list)
     if valid:
-        valid = all(is_whole(layout[name], 1, 1 << 62) for name in ("block_rows", "window_groups"))
-        valid = valid and all(is_whole(c, 0, n_classes) for c in layout["streamed"])
+        valid = all(is_whole(size, 1, 1 << 62) for size in layout[:2])
+        valid = valid and all(is_whole(bound, 0, n_classes + 1) for bound in layout[2])
+        valid = valid and len(layout[2]) & 1 == 0 and bool((np.diff(layout[2]) > 0).all())
     if not valid:
         raise StateError(explain("state['stream']", got=repr(layout), allowed="what state_dict() returned, or None"))
 
