@@ -161,7 +161,7 @@ def test_shuffle():
         assert [len(batch) for batch in batches] == [256] * 39 + [16]
         assert (used(batches) == 1).all()
     assert len(here["loader"]) == len(there["loader"]) == 40
-    assert np.abs(minority(even[:-1]) - 2.56).max() <= 2 + 0.56
+    assert set(minority(even[:-1])) <= {1, 2, 3, 4}
     many = np.concatenate([minority(epoch(there["loader"])[:-1]) for _ in range(5)])
     assert many.min() == 0
     assert says("A plain shuffle has anything from none to {} and more", many.max(), within=2)
@@ -334,15 +334,14 @@ def test_interleave_until_the_first_is_exhausted():
     from datasets import interleave_datasets
 
     parts = old(INTERLEAVE)["parts"]
-    ends = set()
+    numbers = np.delete(np.arange(N_ROWS), MINORITY)
     for seed in range(3):
         mixed = interleave_datasets(parts, [0.5, 0.5], seed=seed, stopping_strategy="first_exhausted")
         rows = np.array(mixed["x"]).astype(int)
         assert len(set(rows)) == len(rows)
-        ends.add(rows.max() if rows.max() % 100 else np.sort(rows[rows % 100 != 0])[-1])
-        majority = np.sort(rows[rows % 100 != 0])
-        assert np.array_equal(majority, np.delete(np.arange(N_ROWS), MINORITY)[: len(majority)])
-    assert max(ends) < 200
+        majority = rows[rows % 100 != 0]
+        assert len(majority) < 200
+        assert np.array_equal(majority, numbers[: len(majority)])  # the first ones, whatever the seed
 
 
 def test_interleaved_sources():
@@ -350,7 +349,7 @@ def test_interleaved_sources():
     batches = epoch(here["loader"])
     books = np.array([(batch >= 9_000).sum() for batch in batches])
     assert books.sum() == here["loader"].plan.quotas[here["loader"].classes.index("books")] == round(0.3 * 10_240)
-    assert np.abs(books - 0.3 * 256).max() <= 2 + 1
+    assert np.abs(books - 0.3 * 256).max() <= 2
 
 
 @pytest.mark.usefixtures("rows_on_disk")
