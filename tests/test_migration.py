@@ -64,6 +64,7 @@ def rows_of(batches: Iterable[Any]) -> Iterator[np.ndarray]:
     """The number of every row of each batch, whatever a batch is here: x is that number."""
     for batch in batches:
         x = batch["x"] if isinstance(batch, dict) else batch[0]
+        x = x.cpu() if isinstance(x, torch.Tensor) else x  # the page says nothing of a device
         yield np.asarray(x).reshape(-1).astype(np.int64)
 
 
