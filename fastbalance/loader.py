@@ -9,6 +9,7 @@ shards --source--> groups --labels--> class counts --plan--> BalancePlan
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -199,6 +200,7 @@ class BalancedLoader(Run):
         """The same, in an arena of windows."""
         stream, iteration = self._opened_stream(), object()
         self._iteration = iteration
+        finalizing = sys.is_finalizing  # bound now: at the end of the process modules are emptied
         try:
             for _, first, n_batches in pieces(self.plan, batch, len(self)):
                 if self._iteration is not iteration:
@@ -207,7 +209,7 @@ class BalancedLoader(Run):
                     raise ArgumentError(explain("iteration", got=got, allowed="one at a time of a stream", fix=fix))
                 yield stream.arena, stream.places(epoch, first, n_batches)
         except GeneratorExit:  # the loop was left: nothing is read ahead for it
-            if self._iteration is iteration:
+            if self._iteration is iteration and not finalizing():
                 stream.forget()
             raise
 
