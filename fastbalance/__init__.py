@@ -14,6 +14,7 @@ from .order import EpochOrder
 from .plan import BalancePlan, make_plan
 from .ragged import Ragged
 from .resharding import reshard
+from .rowrandom import RowRandom
 from .samplers import BalancedBatchSampler, BalancedSampler
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "Dataset",
     "EpochOrder",
     "Ragged",
+    "RowRandom",
     "balance",
     "log_prior_correction",
     "make_plan",

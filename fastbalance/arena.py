@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -25,12 +25,6 @@ class Rows(NamedTuple):
     """uint8 `[n, record_bytes]`, on the device."""
     ragged: dict[str, Ragged]
     """On the CPU."""
-
-    def split(self, rows: int) -> Iterator[Rows]:
-        """Parts of so many rows; the last may have fewer."""
-        ragged = {name: column.split(rows) for name, column in self.ragged.items()}
-        for k, records in enumerate(self.records.split(rows)):
-            yield Rows(records, {name: parts[k] for name, parts in ragged.items()})
 
 
 class Arena:

@@ -13,22 +13,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from . import balance as _balance
-from .arena import Arena, Rows, load_arena
+from .arena import Arena, load_arena
+from .batches import BatchMaker, Hook
 from .checks import whole
 from .cursor import Cursor
 from .errors import ArgumentError, FastbalanceError, StateError, explain
-from .options import checked_device, checked_extras, decoded_examples, memory_bytes, opened, ragged_bytes
+from .options import (
+    checked_device,
+    checked_extras,
+    checked_hooks,
+    decoded_examples,
+    memory_bytes,
+    opened,
+    ragged_bytes,
+)
 from .order import EpochOrder
 from .plan import BalancePlan, Tail
 from .ranks import MAX_RANKS
 from .records import make_layout
 from .residency import StreamPlan, check_layout, stream_plan
+from .rowrandom import draw_seeds
 from .run import Run
 from .split import pieces, rank_places
 from .stats import LoaderStats, Meter
@@ -37,6 +47,16 @@ from .stream import Stream
 # Batches are gathered several at a time, and handed out as slices: a hand-over to threads (20 us) and a kernel launch
 # (50 us) are then paid once for all of them.
 _CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
+
+
+class _Block(NamedTuple):
+    """Consecutive batches, as places in an arena."""
+
+    arena: Arena
+    places: torch.Tensor
+    """int64 `[n_batches, rows of this rank]`."""
+    seeds: torch.Tensor | None
+    """Of those draws, if the batches are to have them."""
 
 
 class BalancedLoader(Run):
@@ -60,6 +80,10 @@ class BalancedLoader(Run):
             named.
         decode: Functions that make a tensor of a value (say of the bytes of an image), by column. They run in the
             threads that read, once for each row that is read; all rows must give one type and shape.
+        collate: Called with the `Ragged` columns of each batch, on the host (and its seeds, if it has them); returns a
+            dict of what the batch gets in their place: tensors are moved to the device.
+        transform: Called with each batch, on the device; the loop gets what it returns. Random numbers that are the
+            same on any number of ranks and after any resume: `RowRandom(batch["seed"])`.
         balance: "natural", "uniform", "sqrt", or a value of `fastbalance.balance`.
         epoch_rows: Rows of an epoch over all ranks; None: as many as the data has; "over", "under": see `make_plan`.
         seed: In [0, 2^64). None: drawn from torch's global generator at the first iteration (ranks must then agree on
@@ -75,7 +99,8 @@ class BalancedLoader(Run):
         mesh: In place of them, a `DeviceMesh` of the data-parallel dimensions alone, as `device_mesh["dp"]`: processes
             that differ in other dimensions (tensor parallel) get the same batches.
         extras: Also in the batch: "class_id" (int64), "row" (int64, the global row number), "weight" (float32, natural
-            share over sampled share of the row's class; weighted by it, a loss estimates the natural one).
+            share over sampled share of the row's class; weighted by it, a loss estimates the natural one), "seed"
+            (int64, of the draw: another one each time that a row is drawn).
         tail: For `balance="natural"`: what becomes of the rows that fill no batch: "keep", "drop" or "pad".
         dtypes: Types to convert tensors to while loading, by name.
         fill_null: Values to put for nulls, by column.
@@ -109,6 +134,8 @@ class BalancedLoader(Run):
         dtypes: Mapping[str, torch.dtype] | None = None,
         fill_null: Mapping[str, Any] | None = None,
         decode: Mapping[str, Callable[[Any], Any]] | None = None,
+        collate: Hook | None = None,
+        transform: Hook | None = None,
         index: Any = None,
         filesystem: Any = None,
         progress: bool = False,
@@ -120,6 +147,7 @@ class BalancedLoader(Run):
         self.data = opened(source, label, index, filesystem)
         examples = decoded_examples(self.data, decode)
         self._layout = make_layout(self.data.schema, columns, self._extras, dtypes, fill_null, examples)
+        self._collate, self._transform = checked_hooks(self._layout, collate, transform)
         self._row_bytes = self._layout.record_bytes + ragged_bytes(self.data, self._layout)
         self._lanes = None if lanes is None else whole("lanes", lanes, 1, MAX_RANKS)
         self._fits = self.data.n_rows * self._row_bytes <= self._budget_bytes
@@ -149,15 +177,17 @@ class BalancedLoader(Run):
         """Batches of an epoch: the same on every rank."""
         return self.plan.n_batches
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """One epoch, or what is left of it. Nothing happens before the first `next`."""
+    def __iter__(self) -> Iterator[Any]:
+        """One epoch, or what is left of it; dicts, or what `transform` makes of them. Nothing happens before the first
+        `next`.
+        """
         epoch, first = self._cursor.start()
         if self._progress and self._ranks[0] == 0:
             yield from self._with_progress(self._batches(epoch, first), epoch, first)
         else:
             yield from self._batches(epoch, first)
 
-    def _with_progress(self, batches: Iterator[dict[str, Any]], epoch: int, first: int) -> Iterator[dict[str, Any]]:
+    def _with_progress(self, batches: Iterator[Any], epoch: int, first: int) -> Iterator[Any]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -168,7 +198,7 @@ class BalancedLoader(Run):
                 bar.advance(task)
                 yield batch
 
-    def _batches(self, epoch: int, first: int) -> Iterator[dict[str, Any]]:
+    def _batches(self, epoch: int, first: int) -> Iterator[Any]:
         asked_s = time.perf_counter()
         for batch, (rows, tensors) in enumerate(self._tensors(epoch, first), start=first):
             self._cursor.yielding(epoch, batch, len(self))
@@ -176,27 +206,32 @@ class BalancedLoader(Run):
             yield tensors
             asked_s = time.perf_counter()
 
-    def _tensors(self, epoch: int, batch: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _tensors(self, epoch: int, batch: int) -> Iterator[tuple[int, Any]]:
         """Number of rows and tensors of each batch, from `batch` to the end of the epoch: block by block, chunk by
         chunk.
         """
         chunk_bytes = _CHUNK_BYTES.get(self.device.type, _CHUNK_BYTES["cpu"])
         blocks = self._streamed(epoch, batch) if isinstance(self.plan, StreamPlan) else self._resident(epoch, batch)
-        for arena, places in blocks:
+        for arena, places, seeds in blocks:
             rows = places.shape[1]
-            for chunk in places.split(max(1, chunk_bytes // max(1, rows * self._layout.record_bytes))):
-                columns = self._columns(arena.gather(chunk.reshape(-1)))
-                names, parts = tuple(columns), [column.split(rows) for column in columns.values()]
-                for tensors in zip(*parts, strict=True):
-                    yield rows, dict(zip(names, tensors, strict=True))
+            at_once = max(1, chunk_bytes // max(1, rows * self._layout.record_bytes))
+            for start in range(0, len(places), at_once):
+                chunk = slice(start, start + at_once)
+                gathered = arena.gather(places[chunk].reshape(-1))
+                for tensors in self._maker.cut(gathered, None if seeds is None else seeds[chunk].reshape(-1), rows):
+                    yield rows, tensors
 
-    def _resident(self, epoch: int, batch: int) -> Iterator[tuple[Arena, torch.Tensor]]:
-        """The places of each block, int64 `[n_batches, rows of this rank]`, in the arena that holds all rows."""
+    def _resident(self, epoch: int, batch: int) -> Iterator[_Block]:
+        """The blocks of this rank, in the arena that holds all rows."""
         order = EpochOrder(None, self.plan, self.seed, epoch, self.device)
         for block, first, n_batches in pieces(self.plan, batch, len(self)):
-            yield self._arena, order.places(first, n_batches, *rank_places(block.batch_rows, *self._ranks))
+            mine = rank_places(block.batch_rows, *self._ranks)
+            seeds = None
+            if "seed" in self._extras:
+                seeds = draw_seeds(self.seed, epoch, block, first, n_batches, mine, self.device)
+            yield _Block(self._arena, order.places(first, n_batches, *mine), seeds)
 
-    def _streamed(self, epoch: int, batch: int) -> Iterator[tuple[Arena, torch.Tensor]]:
+    def _streamed(self, epoch: int, batch: int) -> Iterator[_Block]:
         """The same, in an arena of windows."""
         stream, iteration = self._opened_stream(), object()
         self._iteration = iteration
@@ -207,7 +242,8 @@ class BalancedLoader(Run):
                     got = "another iteration of this loader, which began meanwhile"
                     fix = "Make a second loader."
                     raise ArgumentError(explain("iteration", got=got, allowed="one at a time of a stream", fix=fix))
-                yield stream.arena, stream.places(epoch, first, n_batches)
+                seeds = stream.seeds(epoch, first, n_batches) if "seed" in self._extras else None
+                yield _Block(stream.arena, stream.places(epoch, first, n_batches), seeds)
         except GeneratorExit:  # the loop was left: nothing is read ahead for it
             if self._iteration is iteration and not finalizing():
                 stream.forget()
@@ -246,14 +282,6 @@ class BalancedLoader(Run):
             self.data.source.threads,
             self._stream_layout,
         )
-
-    def _columns(self, rows: Rows) -> dict[str, Any]:
-        """The tensors of several batches, one after the other."""
-        columns: dict[str, Any] = self._layout.views(rows.records)
-        columns |= {name: column.to(self.device) for name, column in rows.ragged.items()}
-        if "weight" in self._extras:
-            columns["weight"] = self._weights[columns["weight"]]
-        return columns
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._meter.settle(self._count_classes)  # with the seed that those rows had
@@ -311,8 +339,9 @@ class BalancedLoader(Run):
         return arena
 
     @cached_property
-    def _weights(self) -> torch.Tensor:
-        return torch.from_numpy(self.plan.weights).to(self.device)
+    def _maker(self) -> BatchMaker:
+        weights = torch.from_numpy(self.plan.weights).to(self.device)
+        return BatchMaker(self._layout, self.device, weights, self._collate, self._transform)
 
 
 class _EpochSetter:

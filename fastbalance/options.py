@@ -73,6 +73,21 @@ def checked_extras(extras: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in EXTRAS if name in names)
 
 
+def checked_hooks(layout: RecordLayout, collate: Any, transform: Any) -> tuple[Any, Any]:
+    """The two functions of a batch.
+
+    Raises:
+        ArgumentError: They are none; or `collate` would never be called.
+    """
+    for name, hook in (("collate", collate), ("transform", transform)):
+        if hook is not None and not callable(hook):
+            raise ArgumentError(explain(name, got=repr(hook), allowed="a function of a batch, or None"))
+    if collate is not None and not layout.ragged:
+        allowed = "a function beside columns of strings, binary or lists, which it gets"
+        raise ArgumentError(explain("collate", got="a function", allowed=allowed, fix="Take transform."))
+    return collate, transform
+
+
 def checked_device(device: str | torch.device | None) -> torch.device:
     """The device, which this machine has.
 

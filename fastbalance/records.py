@@ -23,7 +23,8 @@ from .columns import ARROW_TYPES, TORCH_TYPES, check_fill, decoded, element_type
 from .errors import ArgumentError, ColumnError, explain
 from .ragged import RaggedField, is_bytes, ragged_type
 
-EXTRAS = ("class_id", "row", "weight")
+EXTRAS = ("class_id", "row", "weight", "seed")
+_OF_DRAWS = ("seed",)  # not of rows: records do not have them
 _RECORD_ALIGN = 16  # bytes of the widest load that a GPU thread has
 
 
@@ -124,7 +125,8 @@ def make_layout(
         schema: Columns of the data.
         columns: Names; or a mapping from a tensor's name to one column, or to several that lie side by side. None:
             every column that can be a tensor.
-        extras: int64 fields that the arena fills: "class_id", "row", and "weight" (a class id, to look it up by).
+        extras: int64 fields that the arena fills: "class_id", "row", and "weight" (a class id, to look it up by);
+            others get no field.
         dtypes: Types that tensors are converted to while loading, by the tensor's name.
         fill_null: Values to put for nulls, by the column's name.
         decode: By the column's name, what makes a tensor of a value, and what came of the first row: its type and shape
@@ -158,6 +160,8 @@ def make_layout(
         fields.append(Field(name, parts, dtype, shape, offset))
         offset += fields[-1].n_bytes
     for name in extras:
+        if name in _OF_DRAWS:
+            continue
         offset = _align(offset, 8)
         fields.append(Field(name, (), torch.int64, (), offset))
         offset += 8

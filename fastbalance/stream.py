@@ -155,6 +155,11 @@ class Stream:
             raise
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
+    def seeds(self, epoch: int, batch: int, n_batches: int) -> torch.Tensor:
+        """The seeds of the draws at those places, int64 `[n_batches, rows of the rank]`; reads nothing."""
+        orders = [order for order in self._lanes.values() if order.batch_rows(epoch, batch)]
+        return torch.cat([order.seeds(epoch, batch, n_batches) for order in orders], dim=1)
+
     def count_classes(self, epoch: int, batch: int, n_batches: int) -> np.ndarray:
         """Rows of each class in consecutive batches of one block, int64 `[n_classes]`; reads nothing."""
         counts = np.zeros(self.plan.n_classes, np.int64)

@@ -17,6 +17,7 @@ from .kernels import cpu, dispatch, locate
 from .kernels.philox import GROUP_ROUND_KEYS, GROUP_TWEAK, LANE_SEED
 from .order import block_numbers, class_table, round_keys, strata
 from .residency import StreamPlan
+from .rowrandom import draw_seeds
 from .split import BlockRange, Dealer, block_of
 
 _CACHED_PASSES = 4  # of groups: the pass at hand and the next one, of classes at two rates
@@ -152,6 +153,11 @@ class LaneOrder:
         tables = class_table(segments.rows, places, segments.class_ids), draws
         put = [torch.from_numpy(table).to(self._device) for table in (*tables, strata(block.batch_rows), numbers)]
         return locate.Block(put[0], put[1], put[2], self._keys, put[3])
+
+    def seeds(self, epoch: int, batch: int, n_batches: int) -> torch.Tensor:
+        """The seeds of the draws of consecutive batches of one block, int64 `[n_batches, rows of the lane]`."""
+        block = self.range(epoch, batch)
+        return draw_seeds(self._seed, epoch, block, batch, n_batches, (0, block.batch_rows), self._device)
 
     def _class_segments(self, c: int, turn: int, offset: int, draws: int) -> list[Segments]:
         parts = []

@@ -13,6 +13,7 @@ from typing import Any
 SLOT_ROUND_KEYS, STRATUM_ROUND_KEYS, SLOT_TWEAK, STRATUM_TWEAK = 1, 2, 3, 4
 GROUP_ROUND_KEYS, GROUP_TWEAK, LANE_SEED = 5, 6, 7
 RESHARD_ROUND_KEYS, RESHARD_TWEAK = 8, 9
+DRAW_SEED, DRAW_WORDS = 10, 11
 
 
 def make(jit: Callable, u32: Callable, u64: Callable) -> tuple[Any, Any]:

@@ -13,21 +13,9 @@ ROOT = Path(__file__).parents[1]
 
 # Each file imports only from files above it.
 LAYERS = [
-    *(
-        "errors",
-        "checks",
-        "ranks",
-        "retries",
-        "shards",
-        "paths",
-        "memory",
-        "source",
-        "engines",
-        "encoder",
-        "labels",
-        "index",
-    ),
-    *("dataset", "balance", "plan", "split", "cursor", "run", "order", "columns", "ragged", "records", "arena"),
+    *("errors", "checks", "ranks", "retries", "shards", "paths", "memory", "source", "engines", "encoder"),
+    *("labels", "index", "dataset", "balance", "plan", "split", "cursor", "run", "order"),
+    *("columns", "ragged", "records", "arena", "batches", "rowrandom"),
     *("residency", "windows", "stats", "stream", "options", "loader", "samplers"),
     *("storage", "tables", "regroup", "workfolder", "resharding", "__init__"),
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),

@@ -1006,7 +1006,7 @@ def test_memory_that_is_too_small():
     ("extras", "got"), [("row", "'row'"), (("rows",), "('rows',)"), (["class_id", 3], "3")], ids=str
 )
 def test_extras(extras, got):
-    allowed = "a sequence of names from ('class_id', 'row', 'weight')"
+    allowed = "a sequence of names from ('class_id', 'row', 'weight', 'seed')"
     refused(ArgumentError, f"extras: got {got}; allowed: {allowed}.", extras=extras)
 
 
