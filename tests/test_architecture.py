@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     *("errors", "checks", "retries", "shards", "paths", "memory", "source", "engines", "encoder", "labels", "index"),
     *("dataset", "balance", "plan", "split", "cursor", "run", "order", "columns", "ragged", "records", "arena"),
-    *("residency", "windows", "stats", "stream", "options", "loader", "samplers"),
+    *("residency", "windows", "stats", "stream", "options", "loader", "samplers", "trainers"),
     *("storage", "tables", "regroup", "workfolder", "resharding", "__init__"),
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),
 ]
