@@ -123,6 +123,7 @@ class BalancedLoader(Run):
         self._check_plan()
         self._progress = bool(progress)
         self.sampler = _EpochSetter(self._cursor)
+        self.batch_sampler = None  # Lightning reads it of a loader for validation that has a `sampler`
         self._meter = Meter()
 
     @property
