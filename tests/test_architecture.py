@@ -24,7 +24,8 @@ KERNEL_LAYERS = [
     *("ops", "__init__"),
 ]
 HEAVY = [
-    *("matplotlib", "sklearn", "scipy.stats", "pandas", "datasets", "ray", "lightning", "rich", "typer"),
+    *("matplotlib", "sklearn", "scipy.stats", "pandas", "datasets", "ray", "lightning", "transformers"),
+    *("accelerate", "rich", "typer"),
     *("numba.cuda", "triton"),
 ]
 
