@@ -1,7 +1,7 @@
 """For trainers that ask more of a loader than to be iterated, saved and loaded; see docs/trainers.md.
 
-torch, DDP, FSDP, Accelerate, Ray Train and Lightning take a `BalancedLoader` as it is. Nothing here imports a trainer
-before it is used.
+torch, DDP, FSDP, Accelerate, Ray Train and, but for two corners, Lightning take a `BalancedLoader` as it is. Nothing
+here imports a trainer before it is used.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .checks import whole
 from .loader import BalancedLoader
 
 if TYPE_CHECKING:
+    from lightning import Callback
     from transformers import TrainerCallback
 
 _STATE_FILE = "fastbalance.json"
@@ -34,24 +35,45 @@ class FirstBatches:
 
     Args:
         loader: Asked for its batches at the first iteration.
-        n_batches: At least 1, and at most `len(loader)`.
+        n_batches: At least 1. More than an epoch has are the whole epoch.
 
     Raises:
-        ArgumentError: `n_batches` is out of range.
+        ArgumentError: `n_batches` is not a positive integer.
     """
 
     def __init__(self, loader: BalancedLoader, n_batches: int) -> None:
         self._loader = loader
-        self._n_batches = whole("n_batches", n_batches, 1, len(loader) + 1)
+        self._n_batches = whole("n_batches", n_batches, 1, 1 << 62)
         self._batches: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
-        return self._n_batches
+        return min(self._n_batches, len(self._loader))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if not self._batches:
             self._batches = list(islice(self._loader, self._n_batches))
         return iter(self._batches)
+
+
+def lightning_callback(loader: BalancedLoader) -> Callback:
+    """A callback that keeps a loader's position in Lightning's checkpoints: for `trainer.estimated_stepping_batches`.
+
+    Lightning saves and restores the state of a loader itself. But where a module's `configure_optimizers` asks for
+    `trainer.estimated_stepping_batches`, Lightning 2.6 sets up the loader before it knows that it resumes, and drops
+    the state: an epoch that was left in its middle begins again. With this callback among the trainer's it does not.
+
+    Nothing is lost: where Lightning restores the state too, it is the same one.
+    """
+    from lightning import Callback
+
+    class KeepPosition(Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return loader.state_dict()
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            loader.load_state_dict(state_dict)
+
+    return KeepPosition()
 
 
 class BalancedTrainerMixin:

@@ -20,7 +20,7 @@ import torch
 import fastbalance as fb
 from fastbalance.errors import ArgumentError, StateError
 from fastbalance.flights import shards_in
-from fastbalance.trainers import BalancedTrainerMixin, FirstBatches
+from fastbalance.trainers import BalancedTrainerMixin, FirstBatches, lightning_callback
 
 ROOT = Path(__file__).parents[1]
 BATCH_ROWS, EPOCHS = 4096, 2
@@ -138,10 +138,12 @@ def test_the_first_batches_again_and_again():
     assert len(first) == 3
     assert rows_of(first, epochs=2) == 2 * rows_of(load())[:3]
     assert not hasattr(first, "state_dict")
+    more = FirstBatches(load(), 22)
+    assert (len(more), rows_of(more)) == (21, rows_of(load()))
 
 
-@pytest.mark.parametrize("n_batches", [0, 22, 1.5])
-def test_first_batches_that_do_not_exist(n_batches):
+@pytest.mark.parametrize("n_batches", [0, 1.5])
+def test_first_batches_are_at_least_one(n_batches):
     with pytest.raises(ArgumentError, match="n_batches"):
         FirstBatches(load(), n_batches)
 
@@ -172,15 +174,19 @@ def lightning_fit(tmp_path):
             self.rows["validate"].append(batch["row"].tolist())
 
         def configure_optimizers(self):
+            if asks_for_steps:
+                assert self.trainer.estimated_stepping_batches == 42
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    def fit(loader, validation=None, ckpt_path=None, **options):
-        module = Module()
+    asks_for_steps = False
+
+    def fit(loader, validation=None, ckpt_path=None, estimate=False, callbacks=(), **options):
+        nonlocal asks_for_steps
+        asks_for_steps, module = estimate, Module()
         every_step = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 2}
-        trainer = lightning.Trainer(
-            accelerator="cpu", callbacks=[every_step], num_sanity_val_steps=0, **quiet, **options
-        )
+        options |= {"accelerator": "cpu", "callbacks": [every_step, *callbacks], "num_sanity_val_steps": 0}
+        trainer = lightning.Trainer(**quiet, **options)
         trainer.fit(module, loader, validation, ckpt_path=ckpt_path)
         return module.rows
 
@@ -199,6 +205,25 @@ def test_lightning_resumes_behind_any_step(limit, lightning_fit, tmp_path):
     for step in {1, of_an_epoch - 1, of_an_epoch, of_an_epoch + 1, 2 * of_an_epoch - 1}:
         rest = lightning_fit(load(), ckpt_path=tmp_path / f"step={step}.ckpt", limit_train_batches=limit)
         assert rest["fit"] == wanted[step:], step
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("with_callback", [True, False])
+def test_lightning_keeps_the_position_for_a_module_that_asks_for_the_number_of_steps(
+    with_callback, lightning_fit, tmp_path
+):
+    """Without the callback Lightning loses it: once this fails, the callback has done its duty."""
+    wanted = rows_of(load(), epochs=2)
+
+    def fit(loader, **options):
+        callbacks = [lightning_callback(loader)] if with_callback else []
+        return lightning_fit(loader, estimate=True, callbacks=callbacks, **options)["fit"]
+
+    assert fit(load()) == wanted
+    for step in (5, 21, 30):
+        rest = fit(load(), ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert (rest == wanted[step:]) is (with_callback or step == 21)
 
 
 @pytest.mark.slow
