@@ -84,6 +84,15 @@ def test_what_the_examples_are_compared_with_obeys_the_laws(shards, batches):
     assert [np.ptp(used[labels == c]) for c in (0, 1)] == [1, 1]
 
 
+def test_the_page_shows_the_rows_that_are_printed_and_links_to_what_is_there(batches):
+    page = (ROOT / "docs" / "trainers.md").read_text()
+    wanted = checksums(batches, 1)
+    shown = LINE.findall(page)
+    assert len(shown) == 4
+    assert all(wanted[int(step), int(rank)] == rows for step, rank, rows, _ in shown)
+    assert all((ROOT / "docs" / target).exists() for target in re.findall(r"\]\(([^)#]+)\)", page))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("example", "ranks", "ranks_after", "save_every", "stop"),
