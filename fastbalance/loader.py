@@ -157,6 +157,7 @@ class BalancedLoader(Run):
         self._check_plan()
         self._progress = bool(progress)
         self.sampler = _EpochSetter(self._cursor)
+        self.batch_sampler = None  # Lightning reads it of a loader for validation that has a `sampler`
         self._meter = Meter()
 
     @property
@@ -181,7 +182,7 @@ class BalancedLoader(Run):
         """One epoch, or what is left of it; dicts, or what `transform` makes of them. Nothing happens before the first
         `next`.
         """
-        epoch, first = self._cursor.start()
+        epoch, first = self._start()
         if self._progress and self._ranks[0] == 0:
             yield from self._with_progress(self._batches(epoch, first), epoch, first)
         else:
@@ -285,18 +286,16 @@ class BalancedLoader(Run):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._meter.settle(self._count_classes)  # with the seed that those rows had
-        before = self._lanes, self._stream_layout, self.__dict__.pop("plan", None)
+        before = self._lanes, self._stream_layout, self._plan
+        self._plan = None
         try:
             self._adopt(state)
             super().load_state_dict(state)
         except FastbalanceError:
-            self._lanes, self._stream_layout, plan = before
-            self.__dict__.pop("plan", None)
-            if plan is not None:
-                self.__dict__["plan"] = plan
+            self._lanes, self._stream_layout, self._plan = before
             raise
-        if before[2] is not None and before[2].fingerprint == self.plan.fingerprint:
-            self.__dict__["plan"] = before[2]  # its windows are in memory
+        if before[2] is not None and before[2][0] == self._ranks and before[2][1].fingerprint == self.plan.fingerprint:
+            self._plan = before[2]  # its windows are in memory
 
     def _adopt(self, state: Mapping[str, Any]) -> None:
         """Take over how a state's run was streamed: the budget may be another here."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +39,8 @@ class Run:
         self._balance, self._epoch_rows, self._tail = _balance.resolve(balance), epoch_rows, tail
         self._seed = checked_seed(seed)
         self._given_ranks = given_ranks(rank, world_size, mesh)
+        self._settled_ranks: tuple[int, int] | None = None  # those of the iterations
+        self._plan: tuple[tuple[int, int], BalancePlan] | None = None
         self._cursor = Cursor()
 
     @property
@@ -57,13 +58,15 @@ class Run:
         """Of the data that a state belongs to."""
         raise NotImplementedError
 
-    @cached_property
+    @property
     def plan(self) -> BalancePlan:
-        """What an epoch delivers, over all ranks. The first use settles rank and world size."""
-        rank, world_size = self._ranks
-        plan = self._plan_for(world_size)
-        check_ranks(plan, rank, world_size)
-        return plan
+        """What an epoch delivers, over all ranks."""
+        if self._plan is None or self._plan[0] != self._ranks:
+            rank, world_size = self._ranks
+            plan = self._plan_for(world_size)
+            check_ranks(plan, rank, world_size)
+            self._plan = (rank, world_size), plan
+        return self._plan[1]
 
     @property
     def seed(self) -> int:
@@ -71,6 +74,11 @@ class Run:
         if self._seed is None:
             self._seed = drawn_seed()
         return self._seed
+
+    def _start(self) -> tuple[int, int]:
+        """Epoch and first batch of an iteration that begins now."""
+        self._settled_ranks = self._ranks
+        return self._cursor.start()
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; a position loaded for this same epoch is kept."""
@@ -91,9 +99,10 @@ class Run:
         """
         self._seed = self._cursor.load(state, self.plan, self._fingerprint)
 
-    @cached_property
+    @property
     def _ranks(self) -> tuple[int, int]:
-        return self._given_ranks or found_ranks()
+        """Rank and world size. Found anew until an iteration begins: a plan may be printed before there is a group."""
+        return self._given_ranks or self._settled_ranks or found_ranks()
 
     def _plan_for(self, world_size: int) -> BalancePlan:
         rows = self.batch_size * world_size

@@ -72,7 +72,7 @@ class _Balanced(Run):
         return blake2b(self._class_rows.tobytes(), digest_size=16).hexdigest()
 
     def _batches(self) -> Iterator[list[int]]:
-        epoch, batch = self._cursor.start()
+        epoch, batch = self._start()
         order = EpochOrder(self._class_rows, self.plan, self.seed, epoch)
         for block, first, n_batches in pieces(self.plan, batch, self.plan.n_batches):
             places = order.places(first, n_batches, *rank_places(block.batch_rows, *self._ranks))

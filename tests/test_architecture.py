@@ -16,7 +16,7 @@ LAYERS = [
     *("errors", "checks", "ranks", "retries", "shards", "paths", "memory", "source", "engines", "encoder"),
     *("labels", "index", "dataset", "balance", "plan", "split", "cursor", "run", "order"),
     *("columns", "ragged", "records", "arena", "batches", "rowrandom"),
-    *("residency", "windows", "stats", "stream", "options", "loader", "samplers"),
+    *("residency", "windows", "stats", "stream", "options", "loader", "samplers", "trainers"),
     *("storage", "tables", "regroup", "workfolder", "resharding", "__init__"),
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),
 ]
@@ -25,7 +25,8 @@ KERNEL_LAYERS = [
     *("ops", "__init__"),
 ]
 HEAVY = [
-    *("matplotlib", "sklearn", "scipy.stats", "pandas", "datasets", "ray", "lightning", "rich", "typer"),
+    *("matplotlib", "sklearn", "scipy.stats", "pandas", "datasets", "ray", "lightning", "transformers"),
+    *("accelerate", "rich", "typer"),
     *("numba.cuda", "triton"),
 ]
 

@@ -616,8 +616,9 @@ def test_a_trainer_that_stops_at_len_and_sets_the_epoch_after_iter():
 def test_what_frameworks_probe():
     loader = load()
     assert not isinstance(loader, torch.utils.data.DataLoader)
-    for name in ("dataset", "_iterator", "batch_sampler"):
+    for name in ("dataset", "_iterator"):
         assert not hasattr(loader, name)
+    assert loader.batch_sampler is None
     assert callable(loader.sampler.set_epoch)
     assert callable(loader.state_dict)
     assert callable(loader.load_state_dict)
@@ -896,6 +897,22 @@ def test_ranks_that_are_found_are_checked_when_they_are_known(monkeypatch):
     with pytest.raises(PlanError, match="batch_size: got 300 rows in a global batch, but an epoch of 252 rows"):
         len(loader)
     assert len(load(FLIGHTS, 28)) == 3
+
+
+def test_a_plan_that_is_printed_before_there_is_a_process_group_settles_nothing(monkeypatch):
+    loader = load(FLIGHTS, 28, extras=("row",))
+    assert (len(loader), loader.plan.global_batch_rows) == (9, 28)
+    state = loader.state_dict()
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 3)):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
+    assert (len(loader), loader.plan.global_batch_rows) == (3, 84)
+    assert loader.state_dict()["plan"] != state["plan"]
+    batches = iter(loader)
+    rows = [next(batches)["row"].tolist()]
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)  # the run ends with the group
+    rows += [batch["row"].tolist() for batch in batches]
+    assert len(loader) == 3
+    assert rows == rows_of(load(FLIGHTS, 28, extras=("row",), rank=1, world_size=3))
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def streaming(data: fb.Dataset, layout: list[Any], lanes: int = 1, **options: An
     state = fb.BalancedLoader(data, **options | dict(rank=None, world_size=None, batch_size=12)).state_dict()
     loader = fb.BalancedLoader(data, **options)
     loader._adopt(state | {"stream": layout, "lanes": lanes})
-    loader.__dict__.pop("plan", None)
+    loader._plan = None
     return loader
 
 
