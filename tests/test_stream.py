@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -523,3 +524,14 @@ def test_a_ring_gives_room_in_order():
     assert ring.give_back_before(3) == [(1, 4), (2, 3)]
     assert ring.take(3, 11) is None
     assert ring.take(3, 10) == 100
+
+
+@pytest.mark.parametrize("memory", ["200KiB", "1GiB"])
+def test_a_distributed_checkpoint_loads_with_other_memory(folder, tmp_path, memory):
+    stopped, resumed = load(folder), load(folder, memory)
+    batches = iter(stopped)
+    for _ in range(7):
+        next(batches)
+    dcp.save({"loader": stopped}, checkpoint_id=tmp_path / "checkpoint")
+    dcp.load({"loader": resumed}, checkpoint_id=tmp_path / "checkpoint")
+    assert [batch["row"].tolist() for batch in resumed] == [batch["row"].tolist() for batch in batches]
