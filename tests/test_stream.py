@@ -526,6 +526,7 @@ def test_a_ring_gives_room_in_order():
     assert ring.take(3, 10) == 100
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("memory", ["200KiB", "1GiB"])
 def test_a_distributed_checkpoint_loads_with_other_memory(folder, tmp_path, memory):
     stopped, resumed = load(folder), load(folder, memory)
