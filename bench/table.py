@@ -31,6 +31,9 @@ LINES = [
     ("", "loader", "hand-written: one multinomial", {"rows": 10_000_000}, ">= 4"),
     ("", "loader", "DataLoader + WeightedRandomSampler, 2 workers", {"rows": 10_000_000}, ">= 100"),
     ("streamed epoch, 8 M rows x 33 columns, 250 MiB", "stream", "scan + index_select", WARM, ">= 0.87"),
+    ("", "stream", "LitData, 2 workers", WARM, ""),
+    ("", "stream", "WebDataset, 2 workers", WARM, ""),
+    ("", "stream", "Hugging Face streaming", WARM, ""),
     ("the same, nothing in the page cache", "stream", "scan + index_select", COLD, ">= 0.87"),
     ("the same, 100 classes", "stream", "scan + index_select", MANY, ">= 0.87"),
 ]
