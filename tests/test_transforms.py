@@ -1,5 +1,8 @@
 """Hooks of a batch, and the random numbers of its rows: pure functions of the draw."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -247,3 +250,20 @@ def test_a_collate_that_returns_what_it_must_not(returned, got):
     with pytest.raises(ArgumentError) as error:
         next(iter(loader))
     assert str(error.value) == f"what collate returned: got {got}; allowed: a dict without 'row', 'seed'."
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "transforms.md").read_text()
+
+
+def test_the_page_does_what_it_says():
+    jittered, text = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names = {}
+    exec(jittered, names)
+    batches = list(names["loader"])
+    names["loader"].load_state_dict(names["loader"].state_dict() | {"epoch": 0, "batch": 3})
+    assert torch.equal(next(iter(names["loader"]))["x"], batches[3]["x"])
+    dropped = torch.cat([(batch["x"] == 0).all(1) for batch in batches]).float().mean()
+    assert 0.05 < dropped < 0.15
+    exec(text, names)
+    words = {bytes(row.tolist()).rstrip(b"\0").decode() for batch in names["loader"] for row in batch["text"].cpu()}
+    assert words == {"no", "mayb", "yes", "neve"}
