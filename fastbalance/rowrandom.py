@@ -8,11 +8,8 @@ import torch
 
 from .checks import whole
 from .errors import ArgumentError, explain
-from .kernels.philox import DRAW_SEED, DRAW_WORDS
-from .kernels.torch_ops import philox
+from .kernels import draws
 from .split import BlockRange
-
-_WORD = 0xFFFFFFFF
 
 
 class RowRandom:
@@ -36,7 +33,7 @@ class RowRandom:
             got = f"{seeds.dtype} {list(seeds.shape)}" if isinstance(seeds, torch.Tensor) else type(seeds).__name__
             fix = 'Give batch["seed"] of a loader with extras=("seed",).'
             raise ArgumentError(explain("seeds", got=got, allowed="int64 [B]", fix=fix))
-        self._keys = (seeds & _WORD).unsqueeze(1), (seeds >> 32 & _WORD).unsqueeze(1)
+        self._seeds = seeds
         self._calls = 0
 
     def uniform(self, *shape: int) -> torch.Tensor:
@@ -63,11 +60,9 @@ class RowRandom:
     def _words(self, shape: tuple[int, ...]) -> torch.Tensor:
         """32-bit words, int64 `[B, *shape]`."""
         n = math.prod(whole("shape", size, 0, 1 << 31) for size in shape)
-        k0, k1 = self._keys
-        counters = torch.arange(-(-n // 4), device=k0.device).expand(len(k0), -1)
-        words = torch.stack(philox(counters, self._calls, 0, DRAW_WORDS, k0, k1), dim=2)
+        words = draws.words(self._seeds, self._calls, n)
         self._calls += 1
-        return words.reshape(len(k0), -1)[:, :n].reshape(len(k0), *shape)
+        return words.reshape(len(self._seeds), *shape)
 
 
 def draw_seeds(
@@ -79,8 +74,6 @@ def draw_seeds(
         seed: Of the order: the run's, or a lane's.
         places: The half-open range `start, stop` of a batch that is asked for.
     """
-    first = block.first_position + (batch - block.first_batch) * block.batch_rows
-    batches = torch.arange(n_batches, device=device) * block.batch_rows + first
-    positions = batches.unsqueeze(1) + torch.arange(*places, device=device)
-    low, high, *_ = philox(positions & _WORD, positions >> 32, epoch, DRAW_SEED, seed & _WORD, seed >> 32)
-    return low | high << 32
+    start, stop = places
+    first = block.first_position + (batch - block.first_batch) * block.batch_rows + start
+    return draws.seeds(first, block.batch_rows, n_batches, stop - start, epoch, seed, device)

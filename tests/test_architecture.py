@@ -21,8 +21,8 @@ LAYERS = [
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),
 ]
 KERNEL_LAYERS = [
-    *("philox", "bijection", "locate", "threads", "cpu_rows", "cpu", "torch_ops", "triton_ops", "cuda", "dispatch"),
-    *("ops", "__init__"),
+    *("philox", "bijection", "locate", "threads", "cpu_rows", "cpu", "torch_ops", "draws", "triton_ops", "cuda"),
+    *("dispatch", "ops", "__init__"),
 ]
 HEAVY = [
     *("matplotlib", "sklearn", "scipy.stats", "pandas", "datasets", "ray", "lightning", "transformers"),

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import scipy.stats
 import torch
+from fastbalance.kernels import draws
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -147,6 +148,15 @@ def test_random_numbers_that_are_refused(call, text):
     with pytest.raises(ArgumentError) as error:
         call()
     assert str(error.value) == text
+
+
+@given(st.integers(0, (1 << 62)), st.integers(1, 9), st.integers(0, 5), st.integers(0, 9), st.integers(0, 1 << 63))
+def test_numba_and_torch_give_the_same_bits(first, batch_rows, n_batches, rows, seed):
+    arguments = first, batch_rows, n_batches, rows, 7, seed, torch.device("cpu")
+    seeds = draws.seeds(*arguments)
+    assert torch.equal(seeds, draws.seeds_of_tensors(*arguments))
+    of_draws = seeds.reshape(-1)
+    assert torch.equal(draws.words(of_draws, 3, rows), draws.words_of_tensors(of_draws, 3, rows))
 
 
 # ------------------------------------------------------------------------------------------------ hooks
