@@ -1,8 +1,9 @@
 """For which batch sizes and learning rates does resampling beat the weighted loss, and by how much?
 
 Set-up: logistic regression on two Gaussian clouds (10 features, distance 2), 20,000 rows fresh for each of 10 seeds,
-300 steps of every arm, a falling rate, SGD, momentum and Adam; f = 10 .. 0.1 %, B = 8 .. 2048; the same grid of
-rates for all arms. Measured: the balanced log-loss on 20,000 balanced test rows, above that of the best linear model.
+300 steps of every arm, a falling rate, SGD, momentum and Adam; f = 10 .. 0.1 %, B = 8 .. 2048; the same grid of rates
+for all arms. Measured: the balanced log-loss on 20,000 balanced test rows, above that of the best linear model; the
+best rate is chosen on the same rows, for all arms alike.
 
 Expected: a gap where B f, the minority rows of a batch, is below about 5, and none (within .005) where it is large.
 That the gap is smaller under Adam is a hypothesis. "Usable rates" is the width of the range within 2 % of an arm's
@@ -88,7 +89,7 @@ def gap(found: Losses, arm: Arm, same_rate: bool) -> Interval:
 
 
 def cell(values: Interval) -> str:
-    return f"{values[0]:+.4f} ({values[1]:+.4f} .. {values[2]:+.4f})"
+    return f"{values[0]:+.4f} ± {values[0] - values[1]:.4f}"
 
 
 def pooled(found: list[Losses], arm: Arm) -> Interval:
