@@ -44,11 +44,12 @@ def about(value: float, source: str, *, margin: float = 0.0, relative: float = 0
 
 
 def above(value: float, source: str) -> Expected:
-    return Expected(value, math.inf, f"> {value:g}", source)
+    """More than a value: a difference of exactly 0 is not above 0."""
+    return Expected(math.nextafter(value, math.inf), math.inf, f"> {value:g}", source)
 
 
 def below(value: float, source: str) -> Expected:
-    return Expected(-math.inf, value, f"< {value:g}", source)
+    return Expected(-math.inf, math.nextafter(value, -math.inf), f"< {value:g}", source)
 
 
 def verdict(expected: Expected, low: float, high: float) -> str:

@@ -6,11 +6,9 @@ EpochOrder, with the plan that BalancedLoader and BalancedBatchSampler make (a t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
-from torch.utils.data import RandomSampler, WeightedRandomSampler
+from torch.utils.data import RandomSampler, Sampler, WeightedRandomSampler
 
 import fastbalance as fb
 
@@ -27,11 +25,16 @@ def class_rows(labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return np.argsort(labels.numpy(), kind="stable").astype(np.uint32), np.bincount(labels.numpy())
 
 
+def as_tensor(sampler: Sampler[int]) -> torch.Tensor:
+    """What a sampler yields, int64 [len(sampler)]."""
+    return torch.from_numpy(np.fromiter(sampler, np.int64, len(sampler)))  # type: ignore[arg-type]
+
+
 def natural(labels: torch.Tensor, batch_rows: int, n_steps: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     sampler = RandomSampler(range(len(labels)), generator=generator)
     each = len(labels) // batch_rows
-    epochs = [torch.tensor(list(sampler))[: each * batch_rows] for _ in range(-(-n_steps // each))]
+    epochs = [as_tensor(sampler)[: each * batch_rows] for _ in range(-(-n_steps // each))]
     return torch.cat(epochs).view(-1, batch_rows)[:n_steps]
 
 
@@ -43,7 +46,7 @@ def iid(
     wanted = torch.ones_like(counts) if shares is None else torch.as_tensor(shares, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     drawn = WeightedRandomSampler((wanted / counts)[labels].tolist(), n_steps * batch_rows, True, generator)
-    return torch.tensor(list(drawn)).view(n_steps, batch_rows)
+    return as_tensor(drawn).view(n_steps, batch_rows)
 
 
 def balanced(
@@ -107,8 +110,3 @@ def blobs(
     labels = torch.arange(len(counts)).repeat_interleave(torch.as_tensor(counts))
     noise = torch.randn(len(labels), n_features, generator=torch.Generator().manual_seed(seed + 1))
     return centres[labels] + spread * noise, labels
-
-
-def each_step(batches: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Batches of several seeds, int64 [n_seeds, n_steps, batch_rows], one step after the other."""
-    return iter(batches.transpose(0, 1))

@@ -65,8 +65,12 @@ def gradient_traces(
         shares, targets: f_c and q_c, float64 [n_classes].
         means: Mean gradient of each class, float64 [n_classes, n_parameters].
         variances: Trace of each class's covariance, float64 [n_classes].
-        counts: Rows of each class, int64 [n_classes]: a stratum of a pass draws them without replacement.
+        counts: Rows of each class, int64 [n_classes].
         rows: B.
+
+    Returns:
+        "weighted", "iid", "stratified": a fixed number of independent rows of each class; "one pass": the same, drawn
+        without replacement in each batch.
     """
     mean = targets @ means
     moments = variances + (means**2).sum(axis=1)
@@ -75,7 +79,8 @@ def gradient_traces(
     return {
         "weighted": float((targets**2 / shares) @ moments - mean @ mean) / rows,
         "iid": float(targets @ moments - mean @ mean) / rows,
-        "stratified": float(targets @ (variances * left)) / rows,
+        "stratified": float(targets @ variances) / rows,
+        "one pass": float(targets @ (variances * left)) / rows,
     }
 
 

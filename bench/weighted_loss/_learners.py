@@ -75,13 +75,21 @@ class Networks:
 
     def __call__(self, x: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
         """Outputs, float32 [n_seeds, n_rates, n_rows, n_outputs], of x, float32 [n_seeds or 1, n_rows, n_features]."""
-        x = x[:, None]
-        *hidden, last = zip(self.parameters[::2], self.parameters[1::2], strict=True)
-        for weight, bias in hidden:
-            x = (x @ weight + bias).relu()
-            if dropout:
-                x = x * (torch.rand_like(x) >= dropout) / (1 - dropout)
-        return x @ last[0] + last[1]
+        layers = list(zip(self.parameters[::2], self.parameters[1::2], strict=True))
+        for number, (weight, bias) in enumerate(layers):
+            x = (first_layer(x, weight) if number == 0 else x @ weight) + bias
+            if number < len(layers) - 1:
+                x = x.relu()
+                if dropout:
+                    x = x * (torch.rand_like(x) >= dropout) / (1 - dropout)
+        return x
+
+
+def first_layer(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x @ weight of every rate. All rates of a seed see the same rows: one product does them, and x is not copied."""
+    n_seeds, n_rates, n_in, n_out = weight.shape
+    side_by_side = weight.transpose(1, 2).reshape(n_seeds, n_in, n_rates * n_out)
+    return torch.matmul(x, side_by_side).view(n_seeds, -1, n_rates, n_out).transpose(1, 2)
 
 
 class Optimiser:

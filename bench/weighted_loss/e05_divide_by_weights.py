@@ -50,7 +50,7 @@ def without_minority() -> float:
 def run(quick: bool) -> Result:
     settings = [(f, b) for f in SHARES for b in BATCHES if not quick or b in (16, 256)]
     settings.sort(key=lambda setting: setting != (0.01, 16))
-    findings = [of_setting(f, b, 20_000 if b <= 64 else 4000) for f, b in settings]
+    findings = [of_setting(f, b, 20_000 if b <= 256 else 4000) for f, b in settings]
     findings.append(finding("no minority row: gap to the unweighted gradient", CANCELS, exact(without_minority())))
     labels = _feeds.two_class_labels(ROWS, 0.01)
     ours = minority_shares(torch.nn.CrossEntropyLoss(), labels[_feeds.balanced(labels, 16, 500, 0)])

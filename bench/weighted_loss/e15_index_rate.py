@@ -100,7 +100,7 @@ def measure(make: Maker, labels: torch.Tensor) -> list:
                     first_s = time.perf_counter() - started
                 if done >= MOST_ROWS:
                     break
-        except (RuntimeError, ImportError, AttributeError) as error:
+        except RuntimeError as error:
             return [type(error).__name__, str(error).splitlines()[0][:60], ""]
         seconds = time.perf_counter() - started
     return [done / seconds, first_s, peak.bytes / 1e6]
@@ -115,24 +115,34 @@ def refuses(n_rows: int) -> bool:
     return False
 
 
+def installed(make: Maker) -> bool:
+    """Whether a sampler works here; it has compiled and imported what it needs after that."""
+    try:
+        measure(make, _feeds.two_class_labels(10_000, F))
+    except ImportError:
+        return False
+    return True
+
+
 def run(quick: bool) -> Result:
     grid = Grid("Row numbers of balanced epochs", ("rows", "sampler", "rows/s", "first 4,096 rows, s", "grew by, MB"))
-    sizes = (10**5,) if quick else (10**5, 10**6, 10**7, 10**8)
+    sizes = (10**5, 10**6) if quick else (10**5, 10**6, 10**7, 10**8)
+    makers = {name: make for name, make in MAKERS.items() if installed(make)}
     for n_rows in sizes:
         labels = _feeds.two_class_labels(n_rows, F)
-        for name, make in MAKERS.items():
-            if n_rows > 10**7 and name in ("imbalanced-learn", "torchsampler"):
-                grid.rows.append([n_rows, name, "not run", "", ""])
-                continue
-            grid.rows.append([n_rows, name, *measure(make, labels)])
+        for name, make in makers.items():
+            small_only = name in ("imbalanced-learn", "torchsampler") and n_rows > 10**7
+            grid.rows.append([n_rows, name, *(["not run", "", ""] if small_only else measure(make, labels))])
     rates = {(row[0], row[1]): row[2] for row in grid.rows}
     findings = [
-        finding("torch's sampler takes 2^24 - 1 rows", Expected(0, 0, "no error", "torch"), exact(refuses(LIMIT - 1))),
         finding(
             "torch's sampler refuses 2^24 + 1 rows", Expected(1, 1, "an error", "torch"), exact(refuses(LIMIT + 1))
         ),
+        finding("torch's sampler takes 2^24 - 1 rows", Expected(0, 0, "no error", "torch"), exact(refuses(LIMIT - 1))),
     ]
-    largest = min(sizes[-1], 10**7)
-    ratio = rates[largest, "fastbalance"] / rates[largest, "WeightedRandomSampler"]
-    findings.append(finding(f"rows/s, {largest:,} rows: ours / torch's", above(1, "direction"), exact(ratio)))
-    return Result(findings, [grid])
+    for n_rows in [n for n in sizes if n < LIMIT]:
+        ratio = rates[n_rows, "fastbalance"] / rates[n_rows, "WeightedRandomSampler"]
+        findings.append(finding(f"rows/s, {n_rows:,} rows: ours / torch's", above(1, "direction"), exact(ratio)))
+    return Result(
+        findings, [grid], [f"{name}: not installed, or not complete" for name in MAKERS if name not in makers]
+    )
