@@ -205,7 +205,7 @@ def test_the_document_names_what_was_not_run(module, monkeypatch, tmp_path, comm
     monkeypatch.setattr(common, "FOLDER", tmp_path)
     monkeypatch.setattr(report, "DOCUMENT", tmp_path / "table.md")
     wrong = common.finding("CV of the mass", common.about(1.0, "made wrong on purpose"), common.exact(2.0))
-    common.save("e01_dispersion", "How uneven?", common.Result([wrong], [common.Grid("g", ("a",), [[1.5]])]), 1.0)
+    common.save("e01_dispersion", "How uneven?", common.Result([wrong], [common.Grid("g", ("a",), [[1.5]])]), 2.0, 1.0)
     report.write({"e01_dispersion": "How uneven?\n\nSet-up.", "e02_other": "Why?"})
     text = (tmp_path / "table.md").read_text()
     assert "| e02 | Why? | not run |" in text

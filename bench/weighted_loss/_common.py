@@ -136,11 +136,11 @@ def share_interval(hits: int, trials: int) -> Interval:
     return hits / trials, float(found.low), float(found.high)
 
 
-def save(name: str, title: str, result: Result, seconds: float) -> None:
+def save(name: str, title: str, result: Result, seconds: float, cpu_seconds: float) -> None:
     """Keep a result in place of an older one, as `results/weighted_loss/NAME.json`."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     row = {"experiment": name, "title": title, "verdict": result.verdict, **asdict(result)}
-    row |= {"seconds": round(seconds, 1), **environment()}
+    row |= {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1), **environment()}
     (FOLDER / f"{name}.json").write_text(json.dumps(row, indent=1, default=float) + "\n")
 
 
@@ -159,10 +159,10 @@ def figure(value: Any) -> str:
     return f"{value:.4g}" if 1e-4 <= abs(value) < 1e5 else f"{value:.1e}"
 
 
-def show(name: str, title: str, result: Result, seconds: float) -> None:
-    """Print a result."""
+def show(name: str, title: str, result: Result, seconds: float, cpu_seconds: float) -> None:
+    """Print a result. The CPU time is what a busy machine does not change."""
     console = Console(width=150)
-    table = Table(title=f"{name}  {title}  ({seconds:.1f} s)", title_justify="left")
+    table = Table(title=f"{name}  {title}  ({seconds:.1f} s, CPU {cpu_seconds:.1f} s)", title_justify="left")
     for heading in ("quantity", "expected", "measured", "interval", "verdict"):
         table.add_column(heading, justify="left" if heading == "quantity" else "right")
     for each in result.findings:

@@ -84,7 +84,7 @@ def of_table(table: _tables.Table, batch_rows: int, n_steps: int, n_seeds: int) 
 
 
 def run(quick: bool) -> Result:
-    n_seeds, n_steps = (3, 200) if quick else (10, 1500)
+    n_seeds, n_steps = (3, 200) if quick else (10, 1000)
     makers: tuple[Callable[[], _tables.Table], ...] = (_tables.flights, _tables.sylva)
     findings, grids, remarks = [], [], []
     for make in makers:

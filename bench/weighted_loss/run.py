@@ -41,13 +41,13 @@ def main() -> None:
     chosen = [name for name in experiments() if not arguments.only or name[:3] in arguments.only]
     started = time.perf_counter()
     for name in [] if arguments.report else chosen:
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         result = import_module(f"weighted_loss.{name}").run(arguments.quick)
-        seconds = time.perf_counter() - began
-        _common.show(name, title(name), result, seconds)
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
+        _common.show(name, title(name), result, seconds, cpu_seconds)
         if not arguments.quick:
-            _common.save(name, title(name), result, seconds)
-    print(f"{time.perf_counter() - started:.0f} s in all")
+            _common.save(name, title(name), result, seconds, cpu_seconds)
+    print(f"{time.perf_counter() - started:.0f} s in all, CPU {time.process_time():.0f} s")
     if not arguments.quick:
         _report.write({name: str(import_module(f"weighted_loss.{name}").__doc__) for name in experiments()})
 
