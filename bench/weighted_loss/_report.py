@@ -17,7 +17,14 @@ Each expectation is a range that was fixed before the run: a closed form
 ([\\_formulas.py](../bench/weighted_loss/_formulas.py)), or a published figure.
 **agrees**: the whole 95 % interval lies in that range; **differs**: it lies outside of it; **open**: neither.
 "Weighted / B" divides the weighted losses of a batch by its rows, "weighted / sum w" by its weights. "iid" and
-"WeightedRandomSampler" are the sampler of torch. Differences are paired, seed by seed.
+"WeightedRandomSampler" are the sampler of torch. Differences are paired, seed by seed. A difference that is small enough to count as none, but whose interval leaves 0
+out, is marked "above 0" or "below 0".
+
+What others found against balancing, and what is tried of it here: no gain in ranking, and probabilities off until
+corrected (Dal Pozzolo 2015; van den Goorbergh 2022: e09); a moved threshold or adjusted logits do the same for nothing
+(Menon 2021: e09, and an arm of e13); weak learners gain, boosters do not (Elor and Averbuch-Elor 2022: not tried);
+weights fade in separable networks, and so does resampling (Byrd and Lipton 2019: e08); a tuned batch size and
+optimiser match special samplers (Shwartz-Ziv 2023: the large batches of e13).
 """
 
 
@@ -52,7 +59,7 @@ def section(name: str, text: str, row: Mapping[str, Any]) -> str:
     lines = [f"## {name}", "", text.strip(), "", made, ""]
     lines += ["| quantity | expected | source | measured | 95 % interval | verdict |", "|---" * 6 + "|"]
     for each in row["findings"]:
-        interval = f"{figure(each['low'])} .. {figure(each['high'])}"
+        interval = f"{figure(each['low'])} .. {figure(each['high'])}{apart(each)}"
         bold = each["verdict"] if each["verdict"] == AGREES else f"**{each['verdict']}**"
         cells = (each["quantity"], each["expected"], each["source"], figure(each["measured"]), interval, bold)
         lines.append(f"| {' | '.join(cells)} |")
@@ -68,6 +75,13 @@ def section(name: str, text: str, row: Mapping[str, Any]) -> str:
         ]
         lines += [f"| {' | '.join(map(figure, cells))} |" for cells in grid["rows"]]
     return "\n".join(lines) + "\n"
+
+
+def apart(row: Mapping[str, Any]) -> str:
+    """Says so where a difference that counts as none is still not nothing, and in whose favour it is."""
+    if not row["expected"].startswith("0 ±") or row["low"] <= 0 <= row["high"]:
+        return ""
+    return " (above 0)" if row["low"] > 0 else " (below 0)"
 
 
 def measured(row: Mapping[str, Any]) -> str:

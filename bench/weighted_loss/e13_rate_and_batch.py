@@ -12,12 +12,16 @@ best loss.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from . import _feeds
 from ._common import Expected, Finding, Grid, Interval, Result, above, finding, paired, t_interval
 from ._learners import (
+    ADJUSTED,
     ARMS,
     IID,
     NORMALISED,
@@ -32,7 +36,11 @@ from ._learners import (
 )
 
 ROWS, FEATURES, DISTANCE = 20_000, 10, 2.0
-N_RATES, FEW, MANY, DIVERGED = 8, 5, 20, 1e3
+N_RATES, DIVERGED = 8, 1e3
+Band = tuple[float, float]
+FEW, SOME, MANY = (0.0, 1.0), (1.0, 5.0), (20.0, math.inf)
+BANDS = {"B f < 1": FEW, "1 <= B f < 5": SOME, "B f >= 20": MANY}
+TALLIED = {"B f < 1": FEW, "1 <= B f < 5": SOME, "B f >= 5": (5.0, math.inf)}
 RATES = {
     "sgd": tuple(0.01 * 10 ** (k / 2) for k in range(N_RATES)),
     "momentum": tuple(0.001 * 10 ** (k / 2) for k in range(N_RATES)),
@@ -41,6 +49,7 @@ RATES = {
 NO_GAP = Expected(-0.005, 0.005, "0 ± 0.005", "no gap at large B f")
 
 Losses = dict[Arm, np.ndarray]  # float64 [n_seeds, n_rates]
+Found = dict[tuple[str, float, int], Losses]  # optimiser, f, B
 
 
 def data(f: float, n_seeds: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -57,17 +66,20 @@ def best_possible(test_x: torch.Tensor, test_y: torch.Tensor) -> float:
     return float(balanced_loss(z[:, None, :, None], test_y)[0, 0])
 
 
-def losses(f: float, batch_rows: int, kind: str, n_seeds: int, n_steps: int) -> Losses:
+def losses(f: float, batch_rows: int, kinds: Sequence[str], n_seeds: int, n_steps: int) -> dict[str, Losses]:
+    """Excess loss of every arm with each optimiser; all optimisers see the same batches."""
     x, y, test_x, test_y = data(f, n_seeds)
-    floor, found = best_possible(test_x, test_y), {}
+    floor, weights = best_possible(test_x, test_y), class_weights(y)
+    found: dict[str, Losses] = {kind: {} for kind in kinds}
     for arm in ARMS:
         feed = _feeds.FEEDS[arm.feed]
         batches = torch.stack([feed(y, batch_rows, n_steps, seed) for seed in range(n_seeds)])
-        networks = Networks((FEATURES, 1), RATES[kind], n_seeds, zero_last=True)
-        train(networks, x, y, batches, Optimiser(kind, networks), divide=arm.divide, weights=class_weights(y))
-        with torch.no_grad():
-            outputs = networks(test_x) - (np.log(f / (1 - f)) if arm.adjusted else 0.0)
-        found[arm] = balanced_loss(outputs, test_y) - floor
+        for kind in kinds:
+            networks = Networks((FEATURES, 1), RATES[kind], n_seeds, zero_last=True)
+            train(networks, x, y, batches, Optimiser(kind, networks), divide=arm.divide, weights=weights)
+            with torch.no_grad():
+                outputs = networks(test_x) - (np.log(f / (1 - f)) if arm.adjusted else 0.0)
+            found[kind][arm] = balanced_loss(outputs, test_y) - floor
     return found
 
 
@@ -92,44 +104,52 @@ def cell(values: Interval) -> str:
     return f"{values[0]:+.4f} ± {values[0] - values[1]:.4f}"
 
 
-def pooled(found: list[Losses], arm: Arm) -> Interval:
-    """The gap at the best rates, averaged over settings, seed by seed."""
+def pooled(found: list[Losses], arm: Arm) -> np.ndarray:
+    """The gap at the best rates, averaged over settings, float64 [n_seeds]."""
     gaps = [each[arm][:, best(each[arm])] - each[OURS][:, best(each[OURS])] for each in found]
-    return t_interval(np.mean(gaps, axis=0))
+    return np.mean(gaps, axis=0)
 
 
-def findings_of(kind: str, by_setting: dict[tuple[float, int], Losses]) -> list[Finding]:
+def in_band(found: Found, kind: str, band: Band) -> list[Losses]:
+    return [each for (k, f, batch_rows), each in found.items() if k == kind and band[0] <= f * batch_rows < band[1]]
+
+
+def findings_of(kind: str, found: Found) -> list[Finding]:
     """Whether fastbalance's loss is lower where batches hold few minority rows, and equal where they hold many."""
-    few = [found for (f, batch_rows), found in by_setting.items() if f * batch_rows < FEW]
-    many = [found for (f, batch_rows), found in by_setting.items() if f * batch_rows >= MANY]
     findings = []
-    for arm in (WEIGHTED, NORMALISED, IID):
-        name = f"{kind}: loss of {arm.name} minus fastbalance, best rates"
-        expected = NO_GAP if arm is IID else above(0, f"a gap at B f < {FEW}")
-        findings.append(finding(f"{name}, B f < {FEW}", expected, pooled(few, arm)))
-        if many:
-            findings.append(finding(f"{name}, B f >= {MANY}", NO_GAP, pooled(many, arm)))
+    for arm in (WEIGHTED, NORMALISED, IID, ADJUSTED):
+        for name, band in BANDS.items():
+            settings = in_band(found, kind, band)
+            expected = NO_GAP if arm is IID or band is MANY else above(0, "a gap at B f < 5")
+            quantity = f"{kind}, {name}: loss of {arm.name} minus fastbalance, best rates"
+            if settings:
+                findings.append(finding(quantity, expected, t_interval(pooled(settings, arm))))
     return findings
 
 
-def smaller_under_adam(found: dict[tuple[str, float, int], Losses]) -> Finding:
-    gaps = {
-        kind: np.mean(
-            [
-                each[WEIGHTED][:, best(each[WEIGHTED])] - each[OURS][:, best(each[OURS])]
-                for (k, f, batch_rows), each in found.items()
-                if k == kind and f * batch_rows < FEW
-            ],
-            axis=0,
-        )
-        for kind in ("sgd", "adam")
-    }
+def smaller_under_adam(found: Found) -> Finding:
+    gaps = [pooled(in_band(found, kind, FEW), WEIGHTED) for kind in ("sgd", "adam")]
     hypothesis = above(0, "hypothesis: smaller under Adam")
-    quantity = f"gap of weighted / B at B f < {FEW}: SGD minus Adam"
-    return finding(quantity, hypothesis, paired(gaps["sgd"], gaps["adam"]))
+    return finding("gap of weighted / B at B f < 1: SGD minus Adam", hypothesis, paired(*gaps))
 
 
-def grids_of(found: dict[tuple[str, float, int], Losses], floor: float) -> list[Grid]:
+def tally(found: Found) -> Grid:
+    """In how many settings an arm is worse or better than fastbalance, beyond the interval."""
+    others = ARMS[1:]
+    grid = Grid(
+        "Settings in which an arm's loss is higher / lower than fastbalance's (95 %), each at its best rate",
+        ("optimiser", "B f", "settings", *(arm.name for arm in others)),
+    )
+    for kind in dict.fromkeys(k for k, *_ in found):
+        for name, band in TALLIED.items():
+            settings = in_band(found, kind, band)
+            intervals = [[gap(each, arm, False) for each in settings] for arm in others]
+            counts = (f"{sum(low > 0 for _, low, _ in of)} / {sum(high < 0 for *_, high in of)}" for of in intervals)
+            grid.rows.append([kind, name, len(settings), *counts])
+    return grid
+
+
+def grids_of(found: Found, floor: float) -> list[Grid]:
     others, where = ARMS[1:], ("optimiser", "f", "B", "B f")
     columns = (*where, *(arm.name for arm in others))
     best_rates = Grid("Loss minus fastbalance's, each at its best rate", columns)
@@ -147,10 +167,12 @@ def run(quick: bool) -> Result:
     shares, batches = ((0.01,), (16, 2048)) if quick else ((0.1, 0.03, 0.01, 0.003, 0.001), (8, 32, 128, 512, 2048))
     n_seeds, n_steps = (4, 100) if quick else (10, 300)
     kinds = ("sgd", "adam") if quick else tuple(RATES)
-    settings = [(kind, f, batch_rows) for kind in kinds for f in shares for batch_rows in batches]
-    found = {(kind, f, batch_rows): losses(f, batch_rows, kind, n_seeds, n_steps) for kind, f, batch_rows in settings}
+    by_setting = {
+        (f, batch_rows): losses(f, batch_rows, kinds, n_seeds, n_steps) for f in shares for batch_rows in batches
+    }
+    found = {(kind, *setting): each[kind] for kind in kinds for setting, each in by_setting.items()}
     findings = []
     for kind in kinds:
-        findings += findings_of(kind, {(f, batch): each for (k, f, batch), each in found.items() if k == kind})
+        findings += findings_of(kind, found)
     findings.append(smaller_under_adam(found))
-    return Result(findings, grids_of(found, best_possible(*data(0.5, 1)[2:])))
+    return Result(findings, [tally(found), *grids_of(found, best_possible(*data(0.5, 1)[2:]))])
