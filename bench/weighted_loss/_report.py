@@ -17,8 +17,8 @@ Each expectation is a range that was fixed before the run: a closed form
 ([\\_formulas.py](../bench/weighted_loss/_formulas.py)), or a published figure.
 **agrees**: the whole 95 % interval lies in that range; **differs**: it lies outside of it; **open**: neither.
 "Weighted / B" divides the weighted losses of a batch by its rows, "weighted / sum w" by its weights. "iid" and
-"WeightedRandomSampler" are the sampler of torch. Differences are paired, seed by seed. A difference that is small enough to count as none, but whose interval leaves 0
-out, is marked "above 0" or "below 0".
+"WeightedRandomSampler" are the sampler of torch. Differences are paired, seed by seed. One that is small enough to
+count as none, but whose interval leaves 0 out, is marked "above 0" or "below 0".
 
 What others found against balancing, and what is tried of it here: no gain in ranking, and probabilities off until
 corrected (Dal Pozzolo 2015; van den Goorbergh 2022: e09); a moved threshold or adjusted logits do the same for nothing

@@ -1,8 +1,9 @@
 """How fast are row numbers made, with how much memory, and from how many rows on do samplers refuse?
 
 Set-up: N = 10^5 .. 10^8 rows, 1 % minority, batches of 4,096; an epoch of balanced row numbers, or 2^22 of them where
-it is longer. Peak memory is what the process grew by, labels not counted. WeightedRandomSampler; imbalanced-learn's
-RandomOverSampler and torchsampler's ImbalancedDatasetSampler where they are installed; fastbalance.
+it is longer. Peak memory is what the process grew by, labels not counted; making the sampler is.
+WeightedRandomSampler; imbalanced-learn's RandomOverSampler and torchsampler's ImbalancedDatasetSampler where they are
+installed; fastbalance.
 
 Expected: torch's sampler raises RuntimeError above 2^24 = 16,777,216 rows; so does torchsampler, which draws by the
 same call. Rates are measured, not expected, but for the direction.
