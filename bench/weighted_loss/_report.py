@@ -31,7 +31,7 @@ optimiser match special samplers (Shwartz-Ziv 2023: the large batches of e13).
 def write(docstrings: Mapping[str, str]) -> None:
     """Write the document. Experiments that were not run yet are said to be missing."""
     results = {row["experiment"]: row for row in saved()}
-    parts = [HEADER, summary(docstrings, results)]
+    parts = [HEADER, summary(docstrings, results), disagreements(results)]
     parts += [section(name, text, results[name]) for name, text in docstrings.items() if name in results]
     DOCUMENT.write_text("\n".join(parts))
 
@@ -51,6 +51,18 @@ def summary(docstrings: Mapping[str, str], results: Mapping[str, dict[str, Any]]
         counts = " / ".join(str(verdicts.count(v)) for v in (AGREES, DIFFERS, OPEN))
         cells = (f"[{name[:3]}](#{name})", question, first["quantity"], first["expected"], measured(first), counts)
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def disagreements(results: Mapping[str, dict[str, Any]]) -> str:
+    """All that differs, and all that is open, in one list."""
+    lines = ["What differs from the expectation, or is open:", ""]
+    for name, row in results.items():
+        for each in row["findings"]:
+            if each["verdict"] != AGREES:
+                note = f" {each['note']}" if each["note"] else ""
+                told = f"expected {each['expected']}, measured {measured(each)}."
+                lines.append(f"- **{each['verdict']}**, {name[:3]}, {each['quantity']}: {told}{note}")
     return "\n".join(lines) + "\n"
 
 
