@@ -8,6 +8,9 @@ Expected: second moment of a row's gradient, weighted over resampled: sum(q^2 / 
 0.1 %. Trace of the covariance: from the moments of the classes, for each arm. Not every part of the gradient gains:
 the majority's own term has *less* variance in a weighted batch (its q / f is about 1/2). If a batch of fastbalance
 repeated no row, its trace would be lower still where the minority has few rows; it need not (see the note).
+
+Seen first: a first run had sampling without replacement as the expectation of fastbalance's trace; it differed, is
+kept as a finding of its own, and the trace is compared with that of independent rows besides.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ every epoch, and oversampled.
 
 Expected: worst group of SUBG and RWG above ERM (direction only). That rotating is no worse than static undersampling
 is a hypothesis; that it does what oversampling does, the other one.
+
+Seen first: noise of 4, and rotating against oversampling, were added after a first run with noise of 20.
 """
 
 from __future__ import annotations
