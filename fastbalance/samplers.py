@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch.utils.data import Sampler
 
 from . import balance as _balance
-from .errors import LabelError, explain
+from .checks import whole
 from .kernels import cpu_rows
 from .order import EpochOrder
 from .plan import Tail
+from .row_labels import row_classes
 from .run import Run
 from .split import pieces, rank_places
 
 
-class _Balanced(Run):
-    """What both samplers share: labels -> classes -> batches of row numbers.
+@dataclass
+class _Iteration:
+    """Where an iteration began, and how many batches it has handed out."""
 
-    A state counts what was yielded, and a DataLoader's workers fetch ahead of what training has seen.
-    """
+    epoch: int
+    first_batch: int
+    n_batches: int = 0
+
+
+class _Balanced(Run):
+    """What both samplers share: labels -> classes -> batches of row numbers."""
 
     def __init__(
         self,
-        labels: Sequence[Any] | np.ndarray | torch.Tensor,
+        labels: Any,
         batch_size: int,
         *,
+        label: str | Callable[[Any], Any] | None = None,
         balance: str | _balance.Balance = "uniform",
         epoch_rows: int | Literal["over", "under"] | None = None,
         seed: int | None = 0,
@@ -40,21 +48,14 @@ class _Balanced(Run):
         tail: Tail = "keep",
     ) -> None:
         super().__init__(batch_size, balance, epoch_rows, tail, seed, rank, world_size, mesh)
-        values = _label_values(labels)
-        self._classes, class_ids = np.unique(values, return_inverse=True)
+        self._iteration: _Iteration | None = None
+        self._classes, class_ids = row_classes(labels, label)
         self._class_counts = np.bincount(class_ids)
-        if len(self.classes) < 2:
-            raise LabelError(
-                explain(
-                    "labels",
-                    got=f"one class only, {self.classes[0]!r}",
-                    allowed="two classes or more: one has nothing to balance",
-                )
-            )
         starts = np.cumsum(self.class_counts) - self.class_counts
-        dtype = np.uint32 if len(values) <= 1 << 32 else np.uint64
-        self._class_rows = np.empty(len(values), dtype)
-        self._class_rows[cpu_rows.number_rows(class_ids, starts)] = np.arange(len(values), dtype=dtype)
+        n_rows = len(class_ids)
+        dtype = np.uint32 if n_rows <= 1 << 32 else np.uint64
+        self._class_rows = np.empty(n_rows, dtype)
+        self._class_rows[cpu_rows.number_rows(class_ids, starts)] = np.arange(n_rows, dtype=dtype)
         self._check_plan()
 
     @property
@@ -71,13 +72,52 @@ class _Balanced(Run):
     def _fingerprint(self) -> str:
         return blake2b(self._class_rows.tobytes(), digest_size=16).hexdigest()
 
+    def state_dict(self, seen: int | None = None) -> dict[str, Any]:
+        """Where the run is: small, JSON, good for any number of ranks.
+
+        Args:
+            seen: How much of the iteration begun last has been trained on: batches, of a `BalancedSampler` rows of
+                this rank. They count from where that iteration began, after a resume from inside the epoch. 0 is that
+                place; all of them, the start of the next epoch. None: all that was yielded, which includes what the
+                workers of a `DataLoader` were asked for ahead.
+
+        Raises:
+            ArgumentError: `seen` is negative, or more than that iteration has yielded.
+        """
+        state = super().state_dict()
+        if seen is None:
+            return state
+        last = self._iteration or _Iteration(*self._cursor.start())
+        seen = whole("seen", seen, 0, last.n_batches + 1, note=": no more than the iteration begun last has yielded")
+        finished, batch = divmod(last.first_batch + seen, self.plan.n_batches)
+        return state | {"epoch": last.epoch + finished, "batch": batch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._iteration = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; a position loaded for this same epoch is kept."""
+        super().set_epoch(epoch)
+        if self._iteration and self._iteration.epoch != epoch:  # trainers may name the one that has begun
+            self._iteration = None
+
+    def _begin(self) -> Iterator[list[int]]:
+        """An iteration. Until it begins, with its first batch, `seen=0` is where it will."""
+        self._iteration = None
+        return self._batches()
+
     def _batches(self) -> Iterator[list[int]]:
         epoch, batch = self._start()
+        iteration = _Iteration(epoch, batch)
         order = EpochOrder(self._class_rows, self.plan, self.seed, epoch)
         for block, first, n_batches in pieces(self.plan, batch, self.plan.n_batches):
             places = order.places(first, n_batches, *rank_places(block.batch_rows, *self._ranks))
             for rows in order.rows(places).numpy():
                 self._cursor.yielding(epoch, batch, self.plan.n_batches)
+                if iteration.n_batches == 0 or self._iteration is None:  # None: another was made, but has not begun
+                    self._iteration = iteration
+                iteration.n_batches += 1
                 yield rows.tolist()
                 batch += 1
 
@@ -89,12 +129,27 @@ class BalancedBatchSampler(_Balanced, Sampler[list[int]]):
     batches out over ranks, which `WeightedRandomSampler` does not know.
 
     Args:
-        labels: The class of each row: array, tensor or sequence of integers, bools or strings, `[n_rows]`.
+        labels: The class of each row, `[n_rows]`: integers, bools or strings as array, tensor, sequence, Arrow array,
+            pandas or Hugging Face column. With `label`, the data set itself.
         batch_size: Rows for each rank and batch.
+        label: Where a data set has its labels: a column of a dict, `pa.Table`, `pandas.DataFrame`, `datasets.Dataset`;
+            or a function that is given the data set and returns them all, as `lambda data: data.targets`.
         balance, epoch_rows, seed, rank, world_size, mesh, tail: As for `BalancedLoader`.
 
+    Workers of a `DataLoader` fetch ahead, and what they were asked for counts as yielded. So count the batches of the
+    loop, and save `state_dict(seen=n)` with the model: the state after the n-th batch was trained on. Batches must come
+    in order, as they do unless a `DataLoader` is told `in_order=False`.
+
+    >>> from torch.utils.data import DataLoader
+    >>> sampler = BalancedBatchSampler([0, 0, 1, 0, 1, 0], 2)
+    >>> for n, batch in enumerate(DataLoader(range(6), batch_sampler=sampler), start=1):
+    ...     state = sampler.state_dict(seen=n)
+    >>> state["epoch"], state["batch"]
+    (1, 0)
+
     Raises:
-        LabelError: Labels that are empty, not one-dimensional, of a float type, missing, or all equal.
+        LabelError: Labels that are empty, not one-dimensional, of a float type, null, or all equal; a `label` that
+            finds none, or not one for each row.
         PlanError, ArgumentError: As for `make_plan`.
     """
 
@@ -102,17 +157,17 @@ class BalancedBatchSampler(_Balanced, Sampler[list[int]]):
         return self.plan.n_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._batches()
+        return self._begin()
 
 
 class BalancedSampler(_Balanced, Sampler[int]):
     """Balanced row numbers, one by one: `DataLoader(data, batch_size=256, sampler=BalancedSampler(labels))`.
 
     A sampler is not told the batch size, so batches are balanced on average only. Where every batch should be, take
-    `BalancedBatchSampler`. Arguments and errors are the same, without `batch_size`.
+    `BalancedBatchSampler`. Arguments and errors are the same, without `batch_size`. `state_dict(seen=n)` counts rows.
     """
 
-    def __init__(self, labels: Sequence[Any] | np.ndarray | torch.Tensor, **options: Any) -> None:
+    def __init__(self, labels: Any, **options: Any) -> None:
         super().__init__(labels, 1, **options)
 
     def __len__(self) -> int:
@@ -120,58 +175,4 @@ class BalancedSampler(_Balanced, Sampler[int]):
         return self.plan.n_batches
 
     def __iter__(self) -> Iterator[int]:
-        return (row for (row,) in self._batches())
-
-
-def _label_values(labels: Any) -> np.ndarray:
-    """The labels as an array of integers, bools, strings or dates.
-
-    Raises:
-        LabelError: Labels that are not one such value for each row, all of one kind.
-    """
-    if not isinstance(labels, torch.Tensor):
-        values, problem = _as_array(labels)
-    elif labels.dtype.is_floating_point:  # said before numpy is asked, which has no bfloat16
-        values, problem = np.empty(0), str(labels.dtype).removeprefix("torch.")
-    else:
-        values, problem = labels.detach().cpu().numpy(), None
-    problem = problem or _problem_of(values)
-    if problem is not None:
-        raise LabelError(
-            explain(
-                "labels",
-                got=problem,
-                allowed="integers, bools or strings, one for each row",
-                fix="Map them to class numbers first; a float label needs bins.",
-            )
-        )
-    return values
-
-
-def _as_array(labels: Any) -> tuple[np.ndarray, str | None]:
-    """Labels as an array, and what is wrong with them. Python objects must all be of one type."""
-    array = np.asarray(labels) if hasattr(labels, "__array__") else None
-    if array is not None and array.dtype.kind not in "OT":
-        return array, None
-    items = list(labels) if array is None else array.tolist()
-    kinds = sorted({type(item).__name__ for item in items})
-    if kinds == ["str"]:
-        return np.array(items, np.str_), None
-    if len(kinds) > 1 and not all(isinstance(item, (int, np.integer)) for item in items):
-        return np.empty(0), f"objects of type {', '.join(kinds)}"
-    try:
-        return np.array(items), None
-    except ValueError as error:
-        return np.empty(0), str(error)
-
-
-def _problem_of(values: np.ndarray) -> str | None:
-    if values.ndim != 1 or values.size == 0:
-        return f"shape {values.shape}"
-    if values.dtype.kind == "f":
-        return f"{values.dtype}"
-    if values.dtype.kind == "M" and np.isnat(values).any():
-        return "NaT"
-    if values.dtype.kind not in "biuUSM":
-        return f"objects of type {', '.join(sorted({type(value).__name__ for value in values.tolist()}))}"
-    return None
+        return (row for (row,) in self._begin())

@@ -16,7 +16,7 @@ LAYERS = [
     *("errors", "checks", "ranks", "retries", "shards", "paths", "memory", "source", "engines", "encoder"),
     *("labels", "index", "dataset", "balance", "plan", "split", "cursor", "run", "order"),
     *("columns", "ragged", "records", "arena", "batches", "rowrandom"),
-    *("residency", "windows", "stats", "stream", "options", "loader", "samplers", "trainers"),
+    *("residency", "windows", "stats", "stream", "options", "loader", "row_labels", "samplers", "trainers"),
     *("storage", "tables", "regroup", "workfolder", "resharding", "__init__"),
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),
 ]

@@ -238,9 +238,10 @@ def test_a_label_of_several_columns():
 
 
 def test_torchsampler():
-    exact = epoch(new(TORCHSAMPLER)["loader"])
+    names = new(TORCHSAMPLER)
+    exact = epoch(names["loader"])
     assert np.abs(minority(exact) - 128).max() <= 2
-    assert len(fb.BalancedSampler(new(TORCHSAMPLER)["labels"])) == N_ROWS
+    assert len(fb.BalancedSampler(names["y"])) == N_ROWS
 
 
 def test_over():

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import math
+import pickle
+from itertools import islice
 
+import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, TensorDataset
 
 import fastbalance as fb
 from fastbalance import BalancedBatchSampler, BalancedLoader, BalancedSampler, EpochOrder
@@ -217,6 +222,143 @@ def test_resume_of_single_rows():
     assert rows + list(again) + list(again) == wanted
 
 
+# --------------------------------------------------------------------------- the state that training has seen
+
+
+@given(
+    first=st.integers(0, 20),
+    ahead=st.integers(0, 21),
+    seen=st.integers(0, 21),
+    world_size=st.sampled_from([1, 2, 6]),
+    epoch=st.integers(0, 2),
+)
+def test_a_state_of_what_was_seen_is_that_of_a_sampler_that_stopped_there(first, ahead, seen, world_size, epoch):
+    """For every n, however far the sampler was asked ahead, from the start of an epoch or from inside it."""
+    ahead = min(ahead, 21 - first)
+    seen = min(seen, ahead)
+
+    def ranks() -> list[BalancedBatchSampler]:
+        options = {"world_size": world_size, "seed": 3}
+        samplers = [BalancedBatchSampler(LABELS, 12 // world_size, rank=rank, **options) for rank in range(world_size)]
+        for sampler in samplers:
+            sampler.load_state_dict(sampler.state_dict() | {"epoch": epoch, "batch": first})
+        return samplers
+
+    samplers = ranks()
+    iterations = [iter(sampler) for sampler in samplers]
+    for items in iterations:
+        assert len(list(islice(items, ahead))) == ahead
+    states = [json.loads(json.dumps(sampler.state_dict(seen=seen))) for sampler in samplers]
+    assert all(state == states[0] for state in states)
+    assert (states[0]["epoch"], states[0]["batch"]) == (epoch + (first + seen) // 21, (first + seen) % 21)
+    plain = BalancedBatchSampler(LABELS, 12, seed=3)
+    plain.load_state_dict(plain.state_dict() | {"epoch": epoch, "batch": first})
+    if seen:
+        list(islice(plain, seen))
+    assert states[0] == plain.state_dict()
+    for wrong in (-1, ahead + 1):
+        with pytest.raises(ArgumentError, match=f"seen: got {wrong}; "):
+            samplers[0].state_dict(seen=wrong)
+
+
+def test_a_state_of_what_was_seen_by_single_rows_counts_rows():
+    sampler = BalancedSampler(LABELS, seed=3)
+    rows = list(sampler)
+    again = BalancedSampler(LABELS)
+    again.load_state_dict(sampler.state_dict(seen=36))
+    assert list(again) == rows[36:]
+    assert (sampler.state_dict(seen=252)["epoch"], sampler.state_dict(seen=252)["batch"]) == (1, 0)
+
+
+@pytest.mark.parametrize("seen", [-1, 6, 1.0, "5", True], ids=str)
+def test_what_was_not_yielded_cannot_have_been_seen(seen):
+    sampler = BalancedBatchSampler(LABELS, 12)
+    list(islice(sampler, 5))
+    before = sampler.state_dict()
+    with pytest.raises(ArgumentError) as caught:
+        sampler.state_dict(seen=seen)
+    assert str(caught.value) == (
+        f"seen: got {seen!r}; allowed: an integer in [0, 6): no more than the iteration begun last has yielded."
+    )
+    assert sampler.state_dict() == before == sampler.state_dict(seen=5)
+
+
+def test_which_iteration_is_counted():
+    """The one begun last; one that was made, but has not begun, counts with 0 where it will begin."""
+
+    def place(seen: int) -> tuple[int, int]:
+        state = sampler.state_dict(seen=seen)
+        return state["epoch"], state["batch"]
+
+    sampler = BalancedBatchSampler(LABELS, 12)
+    assert place(0) == (0, 0)
+    items = iter(sampler)
+    assert place(0) == (0, 0)
+    list(islice(items, 5))
+    assert [place(n) for n in (0, 5)] == [(0, 0), (0, 5)]
+    iter(sampler)  # Lightning makes one and throws it away
+    assert place(0) == (1, 0)
+    with pytest.raises(ArgumentError, match=r"seen: got 5; allowed: an integer in \[0, 1\)"):
+        place(5)
+    next(items)
+    assert [place(n) for n in (0, 6)] == [(0, 0), (0, 6)]
+    later = iter(sampler)
+    next(later)
+    next(items)
+    assert [place(n) for n in (0, 1)] == [(1, 0), (1, 1)]
+    sampler.set_epoch(1)  # Lightning names the epoch that has begun
+    assert place(1) == (1, 1)
+    sampler.set_epoch(4)
+    assert place(0) == (4, 0)
+    sampler.load_state_dict(sampler.state_dict() | {"epoch": 2, "batch": 9})
+    assert place(0) == (2, 9)
+    assert len(batches_of(sampler)) == 12
+    assert [place(n) for n in (0, 11, 12)] == [(2, 9), (2, 20), (3, 0)]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(("n_workers", "persistent"), [(0, False), (2, False), (2, True)])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_data_loader_is_stopped_and_goes_on_twice(n_workers, persistent, world_size):
+    """Stopped in its second epoch, and again after that resume in the same epoch: the run that never stopped."""
+
+    def loaders(state: dict | None) -> list[DataLoader]:
+        out = []
+        for rank in range(world_size):
+            sampler = BalancedBatchSampler(LABELS, 12 // world_size, seed=3, rank=rank, world_size=world_size)
+            if state is not None:
+                sampler.load_state_dict(state)
+            workers = {"num_workers": n_workers, "persistent_workers": persistent}
+            out.append(DataLoader(ManyRows(252), batch_sampler=sampler, **workers))
+        return out
+
+    def train(runs: list[DataLoader], n_epochs: int, stop: int) -> dict:
+        for epoch in range(n_epochs):
+            for seen, parts in enumerate(zip(*runs, strict=True), start=1):
+                got.append(flat([part.tolist() for part in parts]))
+                states = [run.batch_sampler.state_dict(seen=seen) for run in runs]
+                if epoch == n_epochs - 1 and seen == stop:
+                    assert all(state == states[0] for state in states)
+                    return states[0]
+        raise AssertionError("the loop was not stopped")
+
+    got: list[list[int]] = []
+    state = train(loaders(None), 2, 4)
+    assert (state["epoch"], state["batch"]) == (1, 4)
+    state = train(loaders(state), 1, 7)
+    assert (state["epoch"], state["batch"]) == (1, 11)
+    state = train(loaders(state), 1, 10)
+    assert (state["epoch"], state["batch"]) == (2, 0)
+    train(loaders(state), 1, 21)
+    assert got == batches_of(BalancedBatchSampler(LABELS, 12, seed=3), 3)
+
+
+def test_the_docstrings_are_true():
+    done = doctest.testmod(fb.samplers)
+    assert done.attempted >= 4
+    assert done.failed == 0
+
+
 def test_state_and_loader_share_a_form():
     state = BalancedBatchSampler(LABELS, 12).state_dict()
     loader = BalancedLoader({"y": LABELS}, "y", 12, device="cpu").state_dict()
@@ -276,6 +418,7 @@ def test_a_seed_of_none_is_drawn_from_torch():
 # ----------------------------------------------------------------------------------------------- the labels
 
 WORDS = ["no", "yes", "no", "maybe", "no", "yes"]
+HF = datasets.Dataset.from_dict({"y": [0, 1, 0, 2, 0, 1], "word": WORDS, "x": [float(row) for row in range(6)]})
 
 
 @pytest.mark.parametrize(
@@ -289,6 +432,12 @@ WORDS = ["no", "yes", "no", "maybe", "no", "yes"]
         torch.tensor([0, 1, 0, 2, 0, 1], dtype=torch.int8),
         np.array([0, 9, 1, 9, 0, 9, 2, 9, 0, 9, 1, 9])[::2],
         pa.array([0, 1, 0, 2, 0, 1]),
+        pa.chunked_array([[0, 1, 0], [], [2, 0, 1]]),
+        pd.Series([0, 1, 0, 2, 0, 1]),
+        pd.Series([0, 1, 0, 2, 0, 1], index=[5, 3, 1, 0, 2, 4]),
+        pd.Series([0, 1, 0, 2, 0, 1], dtype="Int8"),
+        HF["y"],
+        HF.with_format("torch")["y"],
         np.array([0, 2**63, 0, 2**64 - 1, 0, 2**63], np.uint64),
         np.array(["2020-01-01", "2020-01-02", "2020-01-01", "2020-01-03", "2020-01-01", "2020-01-02"], "M8[D]"),
         [b"a", b"b", b"a", b"c", b"a", b"b"],
@@ -308,13 +457,15 @@ def test_labels_of_any_kind(labels):
         np.array(WORDS),
         np.array(WORDS, dtype=object),
         pa.array(WORDS),
-        pytest.param("pandas", id="a pandas column"),
+        pa.array(WORDS).dictionary_encode(),
+        pa.chunked_array([WORDS[:2], WORDS[2:]]).dictionary_encode(),
+        pd.Series(WORDS),
+        pd.Series(WORDS, dtype="category"),
+        HF["word"],
     ],
     ids=lambda labels: f"{type(labels).__name__} {getattr(labels, 'dtype', '')}",
 )
 def test_labels_that_are_strings(labels):
-    if isinstance(labels, str):
-        labels = pytest.importorskip("pandas").Series(WORDS)
     sampler = BalancedBatchSampler(labels, 3, seed=1)
     assert sampler.classes == ["maybe", "no", "yes"]
     assert sampler.class_counts.tolist() == [1, 3, 2]
@@ -339,9 +490,13 @@ def test_labels_that_are_bools():
         ([0.0, 1.0], "float64"),
         (torch.tensor([0.0, 1.0]), "float32"),
         (np.array([1, np.nan]), "float64"),
-        ([1, None, 2], "objects of type NoneType, int"),
-        (["a", None], "objects of type NoneType, str"),
         ([{}, {}], "objects of type dict"),
+        (None, "one NoneType"),
+        (7, "one int"),
+        ("yes", "one str"),
+        (b"yes", "one bytes"),
+        (pa.array([0.0, 1.0]), "float64"),
+        (pa.array([[0], [1]]), "shape (2, 1)"),
     ],
     ids=str,
 )
@@ -372,6 +527,36 @@ def test_labels_that_are_no_labels(labels):
         BalancedBatchSampler(labels, 1)
 
 
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        ([1, None, 2], "1 null in 3 rows, first in row 1"),
+        ([None, "a", None], "2 nulls in 3 rows, first in row 0"),
+        (np.array(["a", None], object), "1 null in 2 rows, first in row 1"),
+        (pa.array([3, 1, None]), "1 null in 3 rows, first in row 2"),
+        (pa.array([True, None, None]), "2 nulls in 3 rows, first in row 1"),
+        (pa.array(["a", None, "b"]).dictionary_encode(), "1 null in 3 rows, first in row 1"),
+        (pa.DictionaryArray.from_arrays([0, 1], ["a", None]), "1 null in 2 rows, first in row 1"),
+        (pa.nulls(2), "2 nulls in 2 rows, first in row 0"),
+        (pa.chunked_array([[0, 1], [None]]), "1 null in 3 rows, first in row 2"),
+        (pd.Series([0, None, 1]), "1 null in 3 rows, first in row 1"),
+        (pd.Series([0, None, 1], dtype="Int64"), "1 null in 3 rows, first in row 1"),
+        (pd.Series([True, None], dtype="boolean"), "1 null in 2 rows, first in row 1"),
+        (pd.Series(["a", None]), "1 null in 2 rows, first in row 1"),
+        (pd.Series(["a", None, "b"], dtype="category"), "1 null in 3 rows, first in row 1"),
+        (datasets.Dataset.from_dict({"y": [0, None, 1]})["y"], "1 null in 3 rows, first in row 1"),
+    ],
+    ids=lambda labels: f"{type(labels).__name__} {getattr(labels, 'dtype', getattr(labels, 'type', ''))}",
+)
+def test_labels_with_nulls(labels, got):
+    with pytest.raises(LabelError) as caught:
+        BalancedBatchSampler(labels, 1)
+    assert str(caught.value) == (
+        f"labels: got {got}; allowed: integers, bools or strings, one for each row. "
+        "Drop these rows, or give them a label of their own."
+    )
+
+
 def test_labels_of_one_class():
     with pytest.raises(LabelError) as caught:
         BalancedSampler([1, 1])
@@ -380,6 +565,156 @@ def test_labels_of_one_class():
     )
     with pytest.raises(LabelError, match=r"labels: got one class only, 'a'; allowed"):
         BalancedSampler(["a", "a"])
+
+
+# ---------------------------------------------------------------------------------- labels of a data set
+
+
+class Undecoded(Rows):
+    """Items that cost too much to be looked at for their labels."""
+
+    targets = (0, 1, 0, 2, 0, 1)
+
+    def __getitem__(self, row: int) -> int:
+        raise AssertionError("an item was decoded")
+
+
+TABLE = pa.table({"y": [0, 1, 0, 2, 0, 1], "word": WORDS})
+
+
+@pytest.mark.parametrize(
+    ("data", "label"),
+    [
+        ({"y": [0, 1, 0, 2, 0, 1], "x": None}, "y"),
+        ({"y": torch.tensor([0, 1, 0, 2, 0, 1])}, "y"),
+        (TABLE, "y"),
+        (TABLE.to_batches()[0], "y"),
+        (TABLE.to_pandas(), "word"),
+        (HF, "y"),
+        (HF.with_format("torch"), "word"),
+        (HF.with_format("numpy", columns=["x"]), "y"),
+        (HF.with_transform(lambda rows: 1 / 0), "y"),
+        (HF.select([5, 4, 3, 2, 1, 0]).select([5, 4, 3, 2, 1, 0]), "y"),
+        (Undecoded(6), lambda data: data.targets),
+        (TensorDataset(torch.arange(6), torch.tensor(Undecoded.targets)), lambda data: data.tensors[1]),
+        (Subset(Rows(9), [3, 4, 5, 6, 7, 8]), lambda data: [[0, 1, 0, 2, 0, 1][row - 3] for row in data.indices]),
+        (HF, lambda data: data["y"]),
+        (HF, lambda data: (row % 2 and 1 + (row == 3) for row in range(len(data)))),
+        ([("a", 0), ("b", 1), ("c", 0), ("d", 2), ("e", 0), ("f", 1)], lambda data: [y for _, y in data]),
+        ({"y": [0, 1, 0, 2, 0, 1]}, lambda data: data["y"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_labels_of_a_data_set(data, label):
+    sampler = BalancedBatchSampler(data, 3, seed=1, label=label)
+    assert sorted(sampler.class_counts.tolist()) == [1, 2, 3]
+    same = WORDS if "no" in sampler.classes else [0, 1, 0, 2, 0, 1]
+    assert batches_of(sampler) == batches_of(BalancedBatchSampler(same, 3, seed=1))
+    assert list(BalancedSampler(data, label=label)) == list(BalancedSampler(same))
+
+
+def test_a_function_that_finds_labels_is_not_kept():
+    """It may be a lambda, which cannot be sent to another process; nor is the data set kept."""
+    sampler = BalancedBatchSampler(Undecoded(6), 3, label=lambda data: data.targets)
+    assert batches_of(pickle.loads(pickle.dumps(sampler))) == batches_of(sampler)
+
+
+def test_columns_as_a_transform_makes_them():
+    """A column of a transformed data set is what the transform says; its name means what is stored."""
+    data = HF.with_transform(lambda rows: {"y": [-y for y in rows["y"]]})
+    assert BalancedBatchSampler(data["y"], 3).classes == [-2, -1, 0]
+    assert BalancedBatchSampler(data, 3, label="y").classes == [0, 1, 2]
+
+
+NO_COLUMNS = "the name of a column of a dict, pyarrow.Table, pandas.DataFrame or datasets.Dataset"
+
+
+@pytest.mark.parametrize(
+    ("data", "label", "text"),
+    [
+        *(
+            (
+                data,
+                None,
+                f"labels: got a data set ({name}) without label=; allowed: the label of each row, or a data set with "
+                'label=. Say where its labels are: label="y", or label=lambda data: data.targets.',
+            )
+            for data, name in [
+                ({"y": [0, 1]}, "dict"), (TABLE, "Table"), (TABLE.to_pandas(), "DataFrame"), (HF, "Dataset"),
+                (Undecoded(6), "Undecoded"), (Subset(Undecoded(6), [0]), "Subset"),
+            ]
+        ),
+        (TABLE, "z", "label: got no column 'z'; allowed: one of ['y', 'word']."),
+        ({"y": [0, 1]}, "z", "label: got no column 'z'; allowed: one of ['y']."),
+        (HF, "z", "label: got no column 'z'; allowed: one of ['y', 'word', 'x']."),
+        (
+            pa.table([[0, 1], [0, 1]], ["y", "y"]),
+            "y",
+            "label: got 2 columns 'y'; allowed: one of ['y', 'y'].",
+        ),
+        (
+            Undecoded(6),
+            "labels",
+            f"label: got 'labels' for Undecoded, which has no columns; allowed: {NO_COLUMNS}. "
+            "Give a function, as in label=lambda data: data.labels.",
+        ),
+        (
+            [0, 1],
+            "a b",
+            f"label: got 'a b' for list, which has no columns; allowed: {NO_COLUMNS}. "
+            "Give a function, as in label=lambda data: data.targets.",
+        ),
+        (
+            HF.to_iterable_dataset(),
+            "y",
+            f"label: got 'y' for IterableDataset, which has no columns; allowed: {NO_COLUMNS}. "
+            "Give a function, as in label=lambda data: data.y.",
+        ),
+        *(
+            (
+                HF,
+                label,
+                f"label: got {label!r}; allowed: the name of a column, or a function of the data set that returns the "
+                "label of each row.",
+            )
+            for label in (1, ("y", "word"))
+        ),
+        (
+            Subset(Undecoded(6), [0, 1]),
+            lambda data: data.dataset.targets,
+            "label: got 6 labels for a data set (Subset) of 2 rows; allowed: one for each row. "
+            "Of a Subset: label=lambda data: [data.dataset.targets[row] for row in data.indices].",
+        ),
+        (
+            Undecoded(6),
+            lambda data: None,
+            "label: got one NoneType; allowed: integers, bools or strings, one for each row. "
+            "Map them to class numbers first; a float label needs bins.",
+        ),
+        (
+            HF,
+            "x",
+            "label 'x': got float64; allowed: integers, bools or strings, one for each row. "
+            "Map them to class numbers first; a float label needs bins.",
+        ),
+        (
+            {"y": pa.array([1, None])},
+            "y",
+            "label 'y': got 1 null in 2 rows, first in row 1; allowed: integers, bools or strings, one for each row. "
+            "Drop these rows, or give them a label of their own.",
+        ),
+        (
+            {"y": [1, 1]},
+            "y",
+            "label 'y': got one class only, 1; allowed: two classes or more: one has nothing to balance.",
+        ),
+    ],
+    ids=lambda value: value.partition(";")[0] if isinstance(value, str) else type(value).__name__,
+)  # fmt: skip
+def test_data_sets_that_have_no_labels(data, label, text):
+    with pytest.raises(LabelError) as caught:
+        BalancedBatchSampler(data, 1, label=label)
+    assert str(caught.value) == text
 
 
 # ----------------------------------------------------------------------------------------- other bad input
