@@ -314,6 +314,8 @@ def test_which_iteration_is_counted():
     assert place(0) == (2, 9)
     assert len(batches_of(sampler)) == 12
     assert [place(n) for n in (0, 11, 12)] == [(2, 9), (2, 20), (3, 0)]
+    sampler.load_state_dict(sampler.state_dict(seen=3))
+    assert place(0) == (2, 12)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
