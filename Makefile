@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-fast lint format bench gpu-check clean
+.PHONY: install demo test test-fast lint format bench bench-why bench-why-quick gpu-check clean
 
 install: $(VENV)/dev
 
@@ -52,6 +52,12 @@ bench: $(VENV)/bench  ## About ten minutes; writes bench/results and the table o
 	$(BIN)/python bench/compiled.py
 	$(BIN)/python bench/gpu_model.py
 	$(BIN)/python bench/table.py
+
+bench-why: $(VENV)/bench  ## Weighted loss against resampling, 17 experiments; writes docs/weighted_loss_table.md
+	$(BIN)/python bench/weighted_loss/run.py
+
+bench-why-quick: $(VENV)/bench  ## The same with fewer seeds and steps; writes nothing
+	$(BIN)/python bench/weighted_loss/run.py --quick
 
 gpu-check: $(VENV)/dev  ## On a machine with a GPU: tests, compute-sanitizer and times; writes gpu.json, to be sent
 	$(BIN)/python bench/gpu_check.py
