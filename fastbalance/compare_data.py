@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,9 +86,9 @@ def read_sample(
     wanted = _wanted(data.schema.names, label_names(label), features)
     n_rows = min(data.n_rows, max_rows, _affordable_rows(len(wanted)))
     table, y = _read_rows(data, wanted, n_rows, seed)
-    table, y, classes, warnings = _without_tiny_classes(table, y, [_shown(value) for value in data.classes])
+    table, y, classes, cautions = _without_tiny_classes(table, y, [_shown(value) for value in data.classes])
     if n_rows < data.n_rows:
-        warnings.insert(0, f"{n_rows:,} of {data.n_rows:,} rows were used, drawn at random")
+        cautions.insert(0, f"{n_rows:,} of {data.n_rows:,} rows were used, drawn at random")
     numbers: list[np.ndarray] = []
     codes: list[np.ndarray] = []
     names = {}
@@ -98,17 +99,17 @@ def read_sample(
         )
         if reason:
             kept = features is not None and bool(columns)
-            warnings.append(f"column {name!r} is {'kept, as you named it, but: ' if kept else 'left out: '}{reason}")
+            cautions.append(f"column {name!r} is {'kept, as you named it, but: ' if kept else 'left out: '}{reason}")
             if not kept:
                 continue
         names[name] = kind
         (codes if kind == "category" else numbers).extend(columns)
     if not names:
         raise ColumnError(
-            explain("features", got="no column to learn from: " + "; ".join(warnings), allowed="at least one")
+            explain("features", got="no column to learn from: " + "; ".join(cautions), allowed="at least one")
         )
     stacked = [np.stack(part, axis=1) if part else np.empty((len(y), 0)) for part in (numbers, codes)]
-    return Sample(stacked[0], stacked[1], names, y, classes, data.n_rows, tuple(warnings))
+    return Sample(stacked[0], stacked[1], names, y, classes, data.n_rows, tuple(cautions))
 
 
 def as_numbers(column: pa.ChunkedArray) -> tuple[str, list[np.ndarray]]:
@@ -164,7 +165,10 @@ def split(sample: Sample, seed: int) -> Splits:
     encoder.fit(values[part == TRAIN])
 
     def encode(which: int) -> np.ndarray:
-        x = encoder.transform(values[part == which])
+        with warnings.catch_warnings():
+            # A value that the training rows do not have is all zeros: that is wanted.
+            warnings.filterwarnings("ignore", message="Found unknown categories")
+            x = encoder.transform(values[part == which])
         return np.ascontiguousarray(np.clip(x, -_CLIP, _CLIP), np.float32)
 
     return Splits(
@@ -247,9 +251,9 @@ def _without_tiny_classes(
         return table, y, tuple(names), []
     tiny = [f"{names[c]} ({counts[c]})" for c in np.flatnonzero(counts < LEAST_CLASS_ROWS).tolist()]
     shown = ", ".join(tiny[:8]) + (f" and {len(tiny) - 8} more" if len(tiny) > 8 else "")
-    warning = f"classes of fewer than {LEAST_CLASS_ROWS} rows are left out: {shown}"
+    caution = f"classes of fewer than {LEAST_CLASS_ROWS} rows are left out: {shown}"
     rows = np.flatnonzero(np.isin(y, kept))
-    return table.take(rows), np.searchsorted(kept, y[rows]), tuple(names[c] for c in kept.tolist()), [warning]
+    return table.take(rows), np.searchsorted(kept, y[rows]), tuple(names[c] for c in kept.tolist()), [caution]
 
 
 def _problem(columns: Sequence[np.ndarray], kind: str, y: np.ndarray) -> str | None:

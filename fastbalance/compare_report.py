@@ -81,7 +81,7 @@ def page(results: dict[str, Any]) -> str:
         f'<div class="answer"><strong>{escape(recommendation["headline"])}</strong>{evidence}</div>',
         f'<p class="dim">{escape(_set_up(results))}</p>',
         "<h2>Left out, and other cautions</h2>" + _listed(cautions) if cautions else "",
-        "<h2>How to apply it</h2>" + f"<pre>{escape(how_to_apply(results))}</pre>",
+        f"<h2>How to apply it</h2><pre>{escape(how_to_apply(results))}</pre>" if recommendation["weighted"] else "",
         f'<h2>Figures</h2>{_key(trained)}<div class="figures">{"".join(figures)}</div>',
         "<h2>Arms</h2>" + _arm_table(arms) + "<h2>fastbalance, uniform, minus the arm</h2>" + _difference_table(arms),
         "<h2>Classes</h2>" + _class_table(results) + "<h2>Cost and learning rates</h2>" + _cost_table(results),
@@ -128,14 +128,14 @@ def how_to_apply(results: dict[str, Any]) -> str:
 
 
 def _set_up(results: dict[str, Any]) -> str:
-    rows = results["rows"]
+    rows, rates = results["rows"], ", ".join(map(str, results["rates"]))
     return (
         f"{rows['used']:,} of {rows['total']:,} rows, {results['n_features']} features, "
         f"{len(results['classes'])} classes; train, valid, test 3 : 1 : 1, at random within each class. "
         f"Model: {results['model']}; SGD with momentum 0.9, {results['n_steps']:,} steps of {results['batch_rows']} "
-        f"rows in every arm; for each arm and seed the rate of {', '.join(map(str, results['rates']))} that validation rows "
-        f"prefer. {results['n_seeds']} seeds, each with a split, first parameters and order of its own; 95 % t "
-        "intervals of paired differences, widened because the splits overlap. Rows that are related in time or by person are not "
+        f"rows in every arm; for each arm and seed the rate of {rates} that validation rows prefer. "
+        f"{results['n_seeds']} seeds, each with a split, first parameters and order of its own; 95 % t intervals of "
+        "paired differences, widened because the splits overlap. Rows that are related in time or by person are not "
         "kept together: if yours are, all arms look better than they are. Nothing is corrected for the number of "
         "comparisons."
     )

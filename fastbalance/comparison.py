@@ -22,7 +22,7 @@ DIFFERENCES = (*METRICS, "balanced_accuracy", "worst_recall_tuned", "log_loss", 
 _USABLE = 0.95  # of the best validation PR-AUC: a rate that gets that much is usable
 _MOST_STEPS, _ENOUGH_STEPS, _LEAST_STEPS = 2000, 500, 50
 _ROWS_PER_S, _MOST_ROWS = 1000, (20_000, 200_000)  # scoring grows with the rows; fewer leave time for steps
-_TRAINING_SHARE = 0.75  # of the budget; the rest is scoring, reading and drawing
+_TRAINING_SHARE = 0.55  # of the budget: times of steps vary, and there is scoring, reading and drawing
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 Progress = Callable[[str, int, int], None]
