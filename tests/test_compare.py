@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from fastbalance.flights import read_flights
 
 METHOD = {method.name: method for method in METHODS}
 NAN = math.nan
+ROOT = Path(__file__).parents[1]
 
 
 def numbers(values, kind=None):
@@ -402,6 +404,19 @@ def picture(path):
     from matplotlib.image import imread
 
     return imread(path)[:, :, :3] * 255
+
+
+def test_the_pages_say_what_the_experiments_found():
+    done = subprocess.run(
+        [sys.executable, ROOT / "bench/weighted_loss/why.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_code_of_the_page_on_priors_runs(capsys):
+    text = (ROOT / "docs" / "prior-correction.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
+    assert "0.9900, 0.0100" in capsys.readouterr().out
 
 
 def test_the_function_is_public_and_not_hidden_by_a_module():
