@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,7 +70,7 @@ class Trained:
         model: The network.
         valid: Logits of the validation rows, float32 [n_rows, n_classes].
         curve: PR-AUC on validation rows at `N_POINTS` steps.
-        step_spread: Standard deviation / mean of the lengths of the gradient steps in the second half.
+        step_spread: Standard deviation / mean of the lengths of the gradient steps in the second half, at a rate of 1.
         seconds: Of training, and of making the row numbers.
         memory_bytes: Of the process, at the end.
     """
@@ -98,6 +99,8 @@ def load_factory(name: str | None) -> Factory:
     if name is None:
         return mlp
     module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the folder that the command is given in, as for `python -m`
     try:
         found = getattr(importlib.import_module(module), attribute)
         if not callable(found):
@@ -230,8 +233,9 @@ def train(
                 curve.append(pr_auc(splits.y[1][:_CURVE_ROWS], predict(model, splits.x[1][:_CURVE_ROWS])))
                 scoring_s += time.perf_counter() - paused_s
         seconds = time.perf_counter() - started_s - scoring_s
-        late = np.nan_to_num(np.array(lengths[n_steps // 2 :]), nan=np.inf)
-        spread = float(late.std() / late.mean()) if np.isfinite(late).all() and late.mean() > 0 else float("inf")
+        late = np.array(lengths[n_steps // 2 :])
+        late = late[np.isfinite(late) & (late > 0)]  # all, unless it diverged
+        spread = float(late.std() / late.mean()) if len(late) else 0.0
         memory = psutil.Process().memory_info().rss
         return Trained(model, predict(model, splits.x[1]), curve, spread, seconds, memory)
 

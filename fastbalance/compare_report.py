@@ -76,8 +76,9 @@ def page(results: dict[str, Any]) -> str:
     cautions = [*results["missing"], *results["warnings"]]
     if results["interrupted"]:
         cautions.insert(0, "this run was interrupted: only what was finished is here")
+    subject = f"{results['source'] or 'a table in memory'}, label {results['label']}"
     body = [
-        f"<h1>Resample, or weight the loss? {escape(results['source'])}, label {escape(str(results['label']))}</h1>",
+        f"<h1>Resample, or weight the loss? {escape(subject)}</h1>",
         f'<div class="answer"><strong>{escape(recommendation["headline"])}</strong>{evidence}</div>',
         f'<p class="dim">{escape(_set_up(results))}</p>',
         "<h2>Left out, and other cautions</h2>" + _listed(cautions) if cautions else "",
@@ -99,10 +100,11 @@ def how_to_apply(results: dict[str, Any]) -> str:
     """Code to paste, for the verdict."""
     recommendation, label, rows = results["recommendation"], results["label"], results["batch_rows"]
     balance = "uniform" if recommendation["verdict"] == "resample" else "natural"
+    source = "data" if results["source"] is None else repr(results["source"])
     lines = [
         "import fastbalance as fb",
         "",
-        f"loader = fb.BalancedLoader({results['source']!r}, label={label!r}, batch_size={rows}, balance={balance!r})",
+        f"loader = fb.BalancedLoader({source}, label={label!r}, batch_size={rows}, balance={balance!r})",
     ]
     if recommendation["verdict"] == "resample":
         lines += [
@@ -117,6 +119,13 @@ def how_to_apply(results: dict[str, Any]) -> str:
             "loss = cross_entropy(logits, class_id, weight=weight)  # divided by the sum of weights"
             if by_sum
             else "loss = (weight[class_id] * cross_entropy(logits, class_id, reduction='none')).mean()",
+        ]
+    elif len(results["classes"]) > 2:
+        lines += [
+            "# Train as usual. Then decide by logits from which a multiple of the log priors is taken; choose it on",
+            "# validation rows, by balanced accuracy: times = 0 is the plain decision, 1 is logit adjustment.",
+            "priors = torch.as_tensor(loader.class_counts / loader.class_counts.sum())",
+            "decision = (logits - times * priors.log()).argmax(dim=1)",
         ]
     else:
         lines += [

@@ -35,7 +35,8 @@ def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
 def recommend(arms: dict[str, dict[str, Any]], n_seeds: int) -> dict[str, Any]:
     """What to use, from the paired differences between doing nothing, weighting and fastbalance's uniform batches.
 
-    The simplest of the three that is not shown to be behind another one, by more than `MARGIN`, is taken.
+    By each metric: natural batches, unless a way is shown to be ahead of them by `MARGIN` or more; then weighting, if
+    it is ahead of them and not shown to be behind resampling; else resampling.
 
     Returns:
         "verdict": "neither", "weight", "resample", "no difference", "depends" or "undecided"; "headline"; "evidence",
@@ -67,10 +68,11 @@ def _verdict(arms: dict[str, Any], ways: dict[str, str], metric: str) -> str:
         return difference["interval"][0] > 0 and difference["mean"] >= MARGIN
 
     behind = [a for a in ways if any(ahead(b, a) for b in ways)]
-    if not behind:
-        return "no difference"
-    # A way that nothing is ahead of exists: the one of the largest mean.
-    return next(a for a in ways if a not in behind)
+    if "neither" not in behind:
+        return "neither" if ahead("neither", "weight") or ahead("neither", "resample") else "no difference"
+    # What is ahead by the mean of all is behind none, so that there is one.
+    best = [a for a in ("weight", "resample") if a not in behind]
+    return next((a for a in best if ahead(a, "neither")), best[0])
 
 
 def _headline(verdict: str, by_metric: dict[str, str], weighted: str) -> str:

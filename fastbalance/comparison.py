@@ -85,7 +85,7 @@ def compare(
     tell("reading", 1, 1)
     runs, notes = _run(sample, factory, range(seed, seed + n_seeds), batch_rows, budget_s, started_s, tell)
     results = {
-        "source": str(source) if isinstance(source, str | Path) else type(source).__name__,
+        "source": _paths(source),
         "label": label if isinstance(label, str) else list(label),
         "model": model if isinstance(model, str) else "perceptron" if model is None else repr(model),
         **_facts(sample, notes),
@@ -93,11 +93,24 @@ def compare(
         "rates": list(RATES),
         "arms": summaries(runs),
     }
+    results["missing"] += _at_the_edge(results["arms"], RATES[-1])
     results["recommendation"] = recommend(results["arms"], results["n_seeds"])
     results["seconds"] = time.perf_counter() - started_s
     if output is not None:
         write_report(results, Path(output))
     return results
+
+
+def _paths(source: Any) -> str | list[str] | None:
+    """What names the data; None where it is in memory."""
+    if isinstance(source, list | tuple):
+        return [str(path) for path in source]
+    return str(source) if isinstance(source, str | Path) else None
+
+
+def _at_the_edge(arms: dict[str, dict[str, Any]], largest: float) -> list[str]:
+    names = [name for name, arm in arms.items() if set(arm["rate"]["seeds"]) == {largest}]
+    return [f"rates above {largest}: {', '.join(names)} did best at the largest that was tried"] if names else []
 
 
 def parse_budget(budget: str | float) -> float:

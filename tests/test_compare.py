@@ -210,6 +210,7 @@ def arms(neither, weight, resample, noise=0.001):
         (arms([0.5, 0.8], [0.5, 0.8], [0.5, 0.8]), "no difference", "Take the simplest"),
         (arms([0.5, 0.8], [0.501, 0.8], [0.503, 0.8]), "no difference", "Take the simplest"),
         (arms([0.4, 0.7], [0.4, 0.7], [0.5, 0.8], noise=0.3), "no difference", "Take the simplest"),
+        (arms([0.4, 0.7], [0.45, 0.75], [0.5, 0.8]), "resample", "Resample"),
         (arms([0.5, 0.7], [0.4, 0.7], [0.4, 0.8]), "depends", "For PR-AUC: do neither"),
     ],
 )
@@ -219,6 +220,13 @@ def test_verdicts(results, verdict, words):
     assert words in found["headline"]
     assert len(found["evidence"]) == 2
     assert "against natural, tuned threshold" in found["evidence"][0]
+
+
+def test_weighting_that_is_not_shown_to_help_is_not_recommended():
+    results = arms([0.4, 0.7], [0.45, 0.75], [0.5, 0.8])
+    for metric in ("pr_auc", "balanced_accuracy_tuned"):
+        results[WEIGHTED[0]][metric]["seeds"] = np.array([0.2, 0.9, 0.1, 0.8, 0.5])
+    assert recommend(results, 5)["verdict"] == "resample"
 
 
 def test_too_few_seeds_decide_nothing():
