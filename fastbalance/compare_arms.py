@@ -23,7 +23,7 @@ from .compare_verdict import OURS
 from .errors import ArgumentError, explain
 from .loader import BalancedLoader
 
-RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 MOMENTUM = 0.9
 N_POINTS = 6  # of a learning curve
 
