@@ -22,7 +22,8 @@ DIFFERENCES = (*METRICS, "balanced_accuracy", "worst_recall_tuned", "log_loss", 
 _USABLE = 0.95  # of the best validation PR-AUC: a rate that gets that much is usable
 _MOST_STEPS, _ENOUGH_STEPS, _LEAST_STEPS = 2000, 500, 50
 _ROWS_PER_S, _MOST_ROWS = 1000, (20_000, 200_000)  # scoring grows with the rows; fewer leave time for steps
-_TRAINING_SHARE = 0.7  # of the budget: times of steps vary, and there is scoring, reading and drawing
+_WORK_SHARE = 0.9  # of the budget, after which no job begins: one may be under way, and the report takes seconds
+_TRAINING_SHARE = 0.75  # of that: times of steps vary, and there is scoring, reading and drawing
 _TRAIN_SHARE, _ENOUGH_PASSES = 0.6, 10
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -116,8 +117,8 @@ def _short_training(results: dict[str, Any]) -> list[str]:
     if passes >= _ENOUGH_PASSES:
         return []
     return [
-        f"This holds for {results['n_steps']:,} steps, {passes:.1f} passes over the training rows. Balanced batches learn "
-        "a rare class in fewer steps; a longer training (--budget) can close the gap, or turn it."
+        f"This holds for {results['n_steps']:,} steps, {passes:.1f} passes over the training rows. Balanced batches "
+        "learn a rare class in fewer steps; a longer training (--budget) can close the gap, or turn it."
     ]
 
 
@@ -195,7 +196,7 @@ def _run(
 
     runs: list[dict[str, Any]] = []
     notes: dict[str, Any] = {"interrupted": False, "missing": [], "budget_s": budget_s}
-    total, deadline_s = len(seeds) * len(METHODS), started_s + budget_s
+    total, deadline_s = len(seeds) * len(METHODS), started_s + _WORK_SHARE * budget_s
     with one_thread():
         try:
             splits = split(sample, seeds[0])
@@ -216,12 +217,12 @@ def _run(
                 runs.append({})
                 for m, method in enumerate(METHODS):
                     tell("training", k * len(METHODS) + m, total)
-                    if k > 0 and time.perf_counter() > deadline_s:
+                    if any(runs) and time.perf_counter() > deadline_s:
                         raise TimeoutError
                     runs[-1][method.name] = run_job(method, factory, splits, sample, n_rows, n_steps, seed)
             tell("training", total, total)
         except TimeoutError:
-            notes["missing"].append(f"seeds from number {len(runs)} on of {len(seeds)}: the time was up")
+            notes["missing"].append(f"what came after method {len(runs[-1])} of seed {len(runs)}: the time was up")
         except KeyboardInterrupt:
             if not any(runs):
                 raise

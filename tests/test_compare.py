@@ -287,7 +287,7 @@ def results():
     y = generator.random(1500) < 0.15
     x = generator.normal(size=(1500, 3)) + y[:, None]
     names = np.where(generator.random(1500) < 0.5, "<b>", "a & b").tolist()
-    return compare({"x": x, "name": names, "y": y}, "y", budget="4s", n_seeds=3)
+    return compare({"x": x, "name": names, "y": y}, "y", budget="15s", n_seeds=3)
 
 
 def test_the_page_needs_no_network_and_is_well_formed(results):
@@ -358,11 +358,11 @@ def test_whole_runs_with_no_option_but_the_label_and_a_budget(which, table, tmp_
         "digits": (multi_class, "digit"),
     }[which]
     pq.write_table(data(), tmp_path / "a.parquet")
-    done = run(tmp_path / "a.parquet", "--label", label, "--budget", "25s", "--json", "--output", tmp_path / "r.html")
+    done = run(tmp_path / "a.parquet", "--label", label, "--budget", "40s", "--json", "--output", tmp_path / "r.html")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert len(found["arms"]) == 10
-    assert found["seconds"] < 60
+    assert found["seconds"] < 80
     text = (tmp_path / "r.html").read_text()
     assert Page(text).open == []
     assert found["recommendation"]["headline"].split(".")[0] in text
