@@ -8,6 +8,7 @@
 """
 
 from . import balance
+from .comparison import compare
 from .dataset import Dataset
 from .loader import BalancedLoader, log_prior_correction
 from .order import EpochOrder
@@ -29,6 +30,7 @@ __all__ = [
     "Ragged",
     "RowRandom",
     "balance",
+    "compare",
     "log_prior_correction",
     "make_plan",
     "reshard",

@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 from fastbalance import __version__
 from fastbalance.balance import Balance, power, ratio, resolve, target
+from fastbalance.comparison import compare as run_comparison
 from fastbalance.dataset import Dataset
 from fastbalance.engines import Engine
 from fastbalance.errors import ArgumentError, FastbalanceError, explain
@@ -169,6 +170,40 @@ def audit(
         print_json(plan_facts(plan))
     else:
         print_plan(plan)
+
+
+@app.command()
+def compare(
+    paths: Paths,
+    label: Label,
+    features: Annotated[str | None, Option(metavar="A,B", help="Columns to learn from.", show_default="all")] = None,
+    model: Annotated[
+        str | None, Option(metavar="MODULE:FACTORY", help="f(n_features, n_classes).", show_default="perceptron")
+    ] = None,
+    budget: Annotated[str, Option(metavar="TIME", help="Wall time, as 90s, 5m or 1h.")] = "5m",
+    output: Annotated[Path, Option(metavar="FILE", help="The report to write.")] = Path("fastbalance-compare.html"),
+    seed: Annotated[int, Option(min=0, metavar="N", help="The first seed.")] = 0,
+    seeds: Annotated[int, Option(min=3, metavar="N", help="Splits and networks of each arm.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Resample, weight the loss, or neither? Train every way on your table, and get a report that says which."""
+    if not output.absolute().parent.is_dir():
+        raise ArgumentError(explain("--output", got=str(output), allowed="a file in a folder that is there"))
+    names = None if features is None else [name.strip() for name in features.split(",")]
+    options: Any = {"features": names, "model": model, "budget": budget, "seed": seed, "n_seeds": seeds}
+    with _progress() as progress:
+        results = run_comparison(
+            _source(paths), label[0] if len(label) == 1 else label, output=output, progress=progress, **options
+        )
+    if as_json:
+        print_json(results)
+    else:
+        advice = results["recommendation"]
+        typer.echo("\n".join([advice["headline"], *advice["evidence"], *results["missing"], *results["warnings"]]))
+        typer.echo(f"wrote {output}")
+    if results["interrupted"]:
+        typer.echo(f"interrupted: what was finished is in {output}", err=True)
+        raise typer.Exit(130)
 
 
 @app.command()

@@ -17,7 +17,9 @@ LAYERS = [
     *("labels", "index", "dataset", "balance", "plan", "split", "cursor", "run", "order"),
     *("columns", "ragged", "records", "arena", "batches", "rowrandom"),
     *("residency", "windows", "stats", "stream", "options", "loader", "row_labels", "samplers", "trainers"),
-    *("storage", "tables", "regroup", "workfolder", "resharding", "__init__"),
+    *("storage", "tables", "regroup", "workfolder", "resharding"),
+    *("compare_verdict", "compare_data", "compare_scores", "compare_arms", "compare_figures", "compare_report"),
+    *("comparison", "__init__"),
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),
 ]
 KERNEL_LAYERS = [

@@ -395,7 +395,7 @@ class TestErrors:
 class TestCommand:
     def test_help(self):
         assert output() == output("--help")
-        for command in ("inspect", "index", "plan", "reshard", "demo"):
+        for command in ("inspect", "index", "plan", "compare", "reshard", "demo"):
             assert command in output()
             assert f"fastbalance {command}" in output(command, "--help")
 

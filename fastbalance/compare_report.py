@@ -1,0 +1,230 @@
+"""What `compare` found, as one HTML file that needs no network: the recommendation, figures, tables, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .compare_figures import COLOURS, draw_calibration, draw_curves, draw_pr, draw_spread, figure
+from .compare_verdict import ADJUSTED, NEITHER, OURS, WEIGHTED
+
+_COLUMNS = {
+    "pr_auc": "PR-AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "balanced_accuracy_tuned": "the same, tuned",
+    "worst_recall_tuned": "worst recall, tuned",
+    "log_loss": "log loss",
+    "brier": "Brier",
+    "ece_raw": "ECE before correction",
+    "ece": "ECE after",
+}
+_STYLE = """
+:root { color-scheme: light dark;
+  --ink: #1c2024; --dim: #5c646e; --paper: #fff; --box: #f3f5f7; --line: #d8dde3; --key: #b3301d }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ec; --dim: #9aa4af; --paper: #14171a; --box: #1e2328; --line: #343b43; --key: #ff8a75 } }
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 1rem; max-width: 68rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
+  background: var(--paper); overflow-wrap: anywhere }
+h1 { font-size: 1.25rem; margin: 0 0 .5rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+.answer { border-left: .3rem solid var(--key); background: var(--box); padding: .8rem 1rem }
+.answer strong { font-size: 1.25rem; line-height: 1.3; display: block; margin-bottom: .4rem }
+.dim, figcaption { color: var(--dim); font-size: .875rem }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem }
+figure { margin: 0 } svg { width: 100%; height: auto; color: var(--ink) }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+th { vertical-align: bottom; white-space: normal; min-width: 4rem; overflow-wrap: normal }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); min-width: 8rem;
+  white-space: normal }
+.ours td { font-weight: 600 } pre { background: var(--box); padding: .8rem; overflow-x: auto; font-size: .8125rem }
+.key { overflow-wrap: normal }
+.key span { display: inline-block; margin-right: 1rem; white-space: nowrap }
+.key i { display: inline-block; width: 1.2rem;
+  height: .25rem; margin-right: .3rem; vertical-align: middle }
+"""
+
+
+def write_report(results: dict[str, Any], path: Path) -> None:
+    """Write the page.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.write_text(page(results), encoding="utf-8")
+
+
+def page(results: dict[str, Any]) -> str:
+    """The HTML of the results of `compare`."""
+    arms = results["arms"]
+    trained = {name: arm for name, arm in arms.items() if name not in (NEITHER, ADJUSTED)}
+    figures = [
+        figure("curve", "PR-AUC on validation rows while training", draw_curves(trained, results["n_steps"])),
+        figure("pr", "Precision and recall on test rows, first seed", draw_pr(trained)),
+        figure(
+            "raw",
+            "Calibration as trained: said against true, first seed",
+            draw_calibration(trained, "calibration_raw"),
+        ),
+        figure("natural", "Calibration after prior correction", draw_calibration(trained, "calibration")),
+        figure("spread", "Unevenness of the steps (standard deviation / mean)", draw_spread(trained)),
+    ]
+    recommendation = results["recommendation"]
+    evidence = "".join(f"<p>{escape(text)}</p>" for text in recommendation["evidence"])
+    cautions = [*results["missing"], *results["warnings"]]
+    if results["interrupted"]:
+        cautions.insert(0, "this run was interrupted: only what was finished is here")
+    subject = f"{results['source'] or 'a table in memory'}, label {results['label']}"
+    body = [
+        f"<h1>Resample, or weight the loss? {escape(subject)}</h1>",
+        f'<div class="answer"><strong>{escape(recommendation["headline"])}</strong>{evidence}</div>',
+        f'<p class="dim">{escape(_set_up(results))}</p>',
+        "<h2>Left out, and other cautions</h2>" + _listed(cautions) if cautions else "",
+        f"<h2>How to apply it</h2><pre>{escape(how_to_apply(results))}</pre>" if recommendation["weighted"] else "",
+        f'<h2>Figures</h2>{_key(trained)}<div class="figures">{"".join(figures)}</div>',
+        "<h2>Arms</h2>" + _arm_table(arms) + "<h2>fastbalance, uniform, minus the arm</h2>" + _difference_table(arms),
+        "<h2>Classes</h2>" + _class_table(results) + "<h2>Cost and learning rates</h2>" + _cost_table(results),
+        "<h2>Columns</h2>" + _listed([f"{name}: {kind}" for name, kind in results["columns"].items()]),
+    ]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    title = "fastbalance compare"
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}<title>{title}</title><style>{_STYLE}</style></head>'
+        f"<body>{chr(10).join(body)}</body></html>\n"
+    )
+
+
+def how_to_apply(results: dict[str, Any]) -> str:
+    """Code to paste, for the verdict."""
+    recommendation, label, rows = results["recommendation"], results["label"], results["batch_rows"]
+    balance = "uniform" if recommendation["verdict"] == "resample" else "natural"
+    source = "data" if results["source"] is None else repr(results["source"])
+    lines = [
+        "import fastbalance as fb",
+        "",
+        f"loader = fb.BalancedLoader({source}, label={label!r}, batch_size={rows}, balance={balance!r})",
+    ]
+    if recommendation["verdict"] == "resample":
+        lines += [
+            "# Train on its batches. For natural probabilities add this to the logits afterwards:",
+            "correction = fb.log_prior_correction(loader)",
+        ]
+    elif recommendation["verdict"] == "weight":
+        by_sum = recommendation["weighted"] == WEIGHTED[1]
+        lines += [
+            "counts = torch.as_tensor(loader.class_counts, dtype=torch.float32)",
+            "weight = counts.sum() / (len(counts) * counts)",
+            "loss = cross_entropy(logits, class_id, weight=weight)  # divided by the sum of weights"
+            if by_sum
+            else "loss = (weight[class_id] * cross_entropy(logits, class_id, reduction='none')).mean()",
+        ]
+    elif len(results["classes"]) > 2:
+        lines += [
+            "# Train as usual. Then decide by logits from which a multiple of the log priors is taken; choose it on",
+            "# validation rows, by balanced accuracy: times = 0 is the plain decision, 1 is logit adjustment.",
+            "priors = torch.as_tensor(loader.class_counts / loader.class_counts.sum())",
+            "decision = (logits - times * priors.log()).argmax(dim=1)",
+        ]
+    else:
+        lines += [
+            "# Train as usual. Then, on validation rows, choose the threshold (two classes):",
+            "fall_out, recall, thresholds = sklearn.metrics.roc_curve(y_valid, p_valid)",
+            "threshold = thresholds[(recall - fall_out).argmax()]  # best balanced accuracy",
+        ]
+    return "\n".join(lines)
+
+
+def _set_up(results: dict[str, Any]) -> str:
+    rows, rates = results["rows"], ", ".join(map(str, results["rates"]))
+    return (
+        f"{rows['used']:,} of {rows['total']:,} rows, {results['n_features']} features, "
+        f"{len(results['classes'])} classes; train, valid, test 3 : 1 : 1, at random within each class. "
+        f"Model: {results['model']}; SGD with momentum 0.9, {results['n_steps']:,} steps of {results['batch_rows']} "
+        f"rows in every arm; for each arm and seed the rate of {rates} that validation rows prefer. "
+        f"{results['n_seeds']} seeds, each with a split, first parameters and order of its own; 95 % t intervals of "
+        "paired differences, widened because the splits overlap. Rows that are related in time or by person are not "
+        "kept together: if yours are, all arms look better than they are. Nothing is corrected for the number of "
+        "comparisons."
+    )
+
+
+def _key(arms: dict[str, Any]) -> str:
+    spans = [f'<span><i style="background: {COLOURS[name]}"></i>{escape(name)}</span>' for name in arms]
+    return f'<p class="key dim">{"".join(spans)}</p>'
+
+
+def _arm_table(arms: dict[str, Any]) -> str:
+    lines = [[name, *(f"{arm[key]['mean']:.4f}" for key in _COLUMNS)] for name, arm in arms.items()]
+    return _table(["arm", *_COLUMNS.values()], lines)
+
+
+def _difference_table(arms: dict[str, Any]) -> str:
+    keys = [key for key in _COLUMNS if any("ours_minus_this" in arm[key] for arm in arms.values())]
+    lines = [
+        [name, *(_interval(arm[key]["ours_minus_this"]) for key in keys)]
+        for name, arm in arms.items()
+        if "ours_minus_this" in arm["pr_auc"]
+    ]
+    return _table(["arm", *(_COLUMNS[key] for key in keys)], lines)
+
+
+def _interval(difference: dict[str, Any]) -> str:
+    if difference["interval"] is None:
+        return f"{difference['mean']:+.4f}"
+    half = difference["interval"][1] - difference["mean"]
+    return f"{difference['mean']:+.4f} ± {half:.4f}"
+
+
+def _class_table(results: dict[str, Any]) -> str:
+    names, total = list(results["classes"]), sum(results["classes"].values())
+    arms = {name: arm for name, arm in results["arms"].items() if "mean" in arm["recalls"]}
+    lines = [
+        [
+            name,
+            f"{n:,}",
+            f"{n / total:.3%}",
+            *(f"{arm['recalls']['mean'][names.index(name)]:.3f}" for arm in arms.values()),
+        ]
+        for name, n in results["classes"].items()
+    ]
+    caption = '<p class="dim">Recall of each class on test rows, at the tuned decision.</p>'
+    return caption + _table(["class", "rows", "share", *arms], lines)
+
+
+def _cost_table(results: dict[str, Any]) -> str:
+    lines = []
+    for name, arm in results["arms"].items():
+        means = {key: arm[key]["mean"] for key in ("train_s", "feed_s", "distinct_rows", "memory_bytes", "step_spread")}
+        rates = ", ".join(map(str, sorted(set(arm["rate"]["seeds"]))))
+        usable = ", ".join(map(str, arm["usable_rates"]["rates"]))
+        rows = results["n_steps"] * results["batch_rows"]
+        numbers = [f"{results['n_steps']:,}", f"{rows:,}", f"{means['distinct_rows']:,.0f}", f"{means['feed_s']:.3f}"]
+        numbers += [f"{means['train_s']:.2f}", f"{means['memory_bytes'] / 2**20:,.0f}", f"{means['step_spread']:.3f}"]
+        lines.append([name, *numbers, rates, usable])
+    head = [
+        "arm",
+        "steps",
+        "rows",
+        "distinct rows",
+        "drawing, s",
+        "training, s",
+        "memory, MiB",
+        "step spread",
+        "rates chosen",
+    ]
+    return _table([*head, "rates within 5 % of the best"], lines)
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    rows = []
+    for line in lines:
+        ours = ' class="ours"' if line[0] == OURS else ""
+        rows.append(f"<tr{ours}>" + "".join(f"<td>{escape(text)}</td>" for text in line) + "</tr>")
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"

@@ -1,0 +1,384 @@
+"""`fastbalance compare`: what it makes of columns, its metrics, its verdicts, its page, and whole runs."""
+
+import datetime
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import fastbalance as fb
+from fastbalance.compare_arms import METHODS, build, draw_batches, effective_shares, load_factory
+from fastbalance.compare_data import TEST, TRAIN, VALID, as_numbers, deal, determines, read_sample, split
+from fastbalance.compare_report import how_to_apply, page
+from fastbalance.compare_scores import ece, pr_auc, score, tuned_offset
+from fastbalance.compare_verdict import NEITHER, OURS, WEIGHTED, paired, recommend
+from fastbalance.comparison import compare, parse_budget
+from fastbalance.errors import ArgumentError, ColumnError, LabelError
+from fastbalance.flights import read_flights
+
+METHOD = {method.name: method for method in METHODS}
+NAN = math.nan
+ROOT = Path(__file__).parents[1]
+
+
+def numbers(values, kind=None):
+    name, columns = as_numbers(pa.chunked_array([pa.array(values, kind)]))
+    return name, [column.tolist() for column in columns]
+
+
+def test_columns_become_numbers():
+    assert numbers([True, False]) == ("bool", [[1.0, 0.0]])
+    assert numbers(["b", "a", None, "b"]) == ("category", [[0.0, 1.0, -1.0, 0.0]])
+    assert numbers(["b", None], pa.dictionary(pa.int8(), pa.string())) == ("category", [[0.0, -1.0]])
+    assert numbers([datetime.date(2024, 2, 29)]) == ("date", [[2024.0], [2.0], [3.0]])  # a Thursday, from Monday 0
+    assert numbers([datetime.datetime(2024, 2, 29, 17, 5)]) == ("date", [[2024.0], [2.0], [3.0], [17.0]])
+    assert numbers([[1, 2], [3, 4]], pa.list_(pa.int32(), 2)) == ("numbers", [[1.0, 3.0], [2.0, 4.0]])
+    assert numbers([b"x"]) == ("unknown", [])
+    kind, [values] = numbers([1.5, None, math.inf])
+    assert (kind, values[0]) == ("number", 1.5)
+    assert np.isnan(values[1:]).all()
+
+
+@pytest.fixture
+def table():
+    generator = np.random.default_rng(0)
+    n = 1000
+    late = generator.random(n) < 0.1
+    distance = np.where(generator.random(n) < 0.1, NAN, generator.normal(size=n) + late)
+    days = [None if k % 9 == 0 else datetime.date(2024, 1, 1) + datetime.timedelta(days=k % 300) for k in range(n)]
+    return pa.table({
+        "number": pa.array(distance, from_pandas=True),
+        "airport": [None if k % 7 == 0 else f"airport {k % 40}" for k in generator.permutation(n)],
+        "day": days,
+        "weekend": generator.random(n) < 0.3,
+        "id": generator.permutation(n),
+        "code": [f"row {k}" for k in range(n)],
+        "same": ["x"] * n,
+        "told": np.where(late, "yes", "no").tolist(),
+        "arrival": pa.array(np.where(late, NAN, generator.normal(size=n)), from_pandas=True),
+        "blob": [b"x"] * n,
+        "late": late,
+    })  # fmt: skip
+
+
+def test_ids_leaks_and_constants_are_left_out_and_reported(table):
+    sample = read_sample(table, "late")
+    assert sample.names == {"number": "number", "airport": "category", "day": "date", "weekend": "bool"}
+    reasons = dict(re.fullmatch(r"column '(\w+)' is left out: (.*)", text).groups() for text in sample.warnings)
+    assert reasons == {
+        "id": "it is a whole number that no two rows share: a row id",
+        "code": "nearly every row has a value of its own: a row id or free text",
+        "same": "it has one value only",
+        "told": "each of its values comes with one class only, so it gives the label away (a leak)",
+        "arrival": "it is missing exactly where the label has one value, so it gives the label away (a leak)",
+        "blob": "a column of type binary cannot become numbers",
+    }
+
+
+def test_columns_that_are_named_are_kept_and_reported(table):
+    sample = read_sample(table, "late", ["told", "number"])
+    assert set(sample.names) == {"told", "number"}
+    assert sample.warnings == (
+        "column 'told' is kept, as you named it, but: each of its values comes with one class only, so it gives the "
+        "label away (a leak)",
+    )
+    with pytest.raises(ColumnError, match=re.escape("features: got 'late', the label; allowed: number, airport")):
+        read_sample(table, "late", ["late"])
+    with pytest.raises(ColumnError, match="features: got no column to learn from: column 'same' is left out"):
+        read_sample(table.select(["same", "late"]), "late")
+
+
+def test_many_values_that_happen_to_agree_are_no_leak():
+    y = np.arange(1000) % 2
+    assert determines(y * 3.0, y)
+    assert not determines(np.arange(1000.0), y), "every value came once"
+    assert not determines(np.where(np.arange(1000) == 5, 1.0, 0.0), y)
+
+
+def test_a_sample_is_drawn_of_the_rows_and_tiny_classes_are_left_out(table):
+    sample = read_sample(table, "late", max_rows=300)
+    assert (len(sample.y), sample.n_rows_total) == (300, 1000)
+    assert sample.warnings[0] == "300 of 1,000 rows were used, drawn at random"
+    y = ["a"] * 50 + ["b"] * 40 + ["c"] * 9
+    sample = read_sample({"x": np.arange(99) % 7, "y": y}, "y")
+    assert (sample.classes, np.bincount(sample.y).tolist()) == (("a", "b"), [50, 40])
+    assert sample.warnings == ("classes of fewer than 10 rows are left out: c (9)",)
+    with pytest.raises(LabelError, match="label: got rows in the sample: a: 50, b: 9; allowed: two classes or more"):
+        read_sample({"x": np.arange(59) % 7, "y": ["a"] * 50 + ["b"] * 9}, "y")
+
+
+def test_every_class_is_dealt_3_1_1_and_the_encoding_sees_the_training_rows_only(table):
+    sample = read_sample(table, "late")
+    part = deal(sample.y, seed=1)
+    for c in (0, 1):
+        rows = np.bincount(part[sample.y == c])
+        assert np.abs(rows - np.array([0.6, 0.2, 0.2]) * rows.sum()).max() < 1
+    splits = split(sample, seed=1)
+    for which in (TRAIN, VALID, TEST):
+        assert splits.x[which].dtype == np.float32
+        assert np.isfinite(splits.x[which]).all()
+        assert splits.y[which].tolist() == sample.y[part == which].tolist()
+    assert splits.x[TRAIN][:, 0].mean() == pytest.approx(0, abs=1e-5)
+    sample.numbers[part != TRAIN] *= 100
+    assert (split(sample, seed=1).x[TRAIN] == splits.x[TRAIN]).all()
+
+
+def test_batches_have_the_shares_that_their_probabilities_follow():
+    y = np.repeat([0, 1], [900, 100])
+    shares = {}
+    for name, method in METHOD.items():
+        rows, weights = draw_batches(method, y, 40, 200, seed=0)
+        assert rows.shape == (200, 40)
+        mass = np.ones(rows.shape) if weights is None else weights.numpy()
+        if method.divide in ("rows", "weights"):
+            mass = np.where(y[rows] == 1, 5.0, 5 / 9)
+        shares[name] = (mass * y[rows]).sum() / mass.sum()
+        assert shares[name] == pytest.approx(effective_shares(method, np.array([0.9, 0.1]))[1], abs=0.02), name
+    counts = y[draw_batches(METHOD[OURS], y, 40, 200, seed=0)[0]].sum(axis=1)
+    assert set(counts) <= {18, 19, 20, 21, 22}
+
+
+def test_metrics_of_a_hand_made_answer():
+    y = np.array([0, 0, 0, 1])
+    p = np.array([0.1, 0.2, 0.6, 0.4])
+    logits = np.stack([np.zeros(4), np.log(p / (1 - p))], axis=1)
+    assert pr_auc(y, logits) == pytest.approx(0.5)  # one of the two highest is true
+    assert ece(y, logits) == pytest.approx((0.1 + 0.2 + 0.6 + 0.6) / 4)
+    offset = tuned_offset(y, logits, np.array([0.75, 0.25]))
+    found = score(y, logits, np.zeros(2), offset)
+    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 0) / 2)
+    assert found["balanced_accuracy_tuned"] == pytest.approx((2 / 3 + 1) / 2)
+    assert (found["worst_recall"], found["worst_recall_tuned"]) == (0, pytest.approx(2 / 3))
+    assert found["brier"] == pytest.approx((0.01 + 0.04 + 0.36 + 0.36) / 4)
+    assert found["log_loss"] == pytest.approx(-np.log([0.9, 0.8, 0.4, 0.4]).mean())
+
+
+def test_prior_correction_brings_the_probabilities_back():
+    generator = np.random.default_rng(0)
+    p = generator.beta(0.5, 10, 100_000)
+    y = (generator.random(len(p)) < p).astype(np.int64)
+    odds = np.log(p / (1 - p))
+    pi = y.mean()
+    balanced = np.stack([np.zeros(len(p)), odds - math.log(pi / (1 - pi))], axis=1)
+    correction = np.log([1 - pi, pi]) - np.log(effective_shares(METHOD[OURS], np.array([1 - pi, pi])))
+    found = score(y, balanced, correction, np.zeros(2))
+    assert found["ece_raw"] > 0.2
+    assert found["ece"] < 0.005
+
+
+def test_three_classes():
+    y = np.array([0, 1, 2, 2])
+    logits = np.log(np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.5, 0.1, 0.4]]))
+    found = score(y, logits, np.zeros(3), tuned_offset(y, logits, np.array([0.25, 0.25, 0.5])))
+    assert found["pr_auc"] == pytest.approx(1)
+    assert found["balanced_accuracy"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert found["recalls"] == [1, 1, 1] or found["balanced_accuracy_tuned"] >= found["balanced_accuracy"]
+
+
+def arms(neither, weight, resample, noise=0.001):
+    """Synthetic results: (PR-AUC, balanced accuracy) of each way."""
+    wobble = np.array([-1, 0, 1, 0.5, -0.5]) * noise
+    ways = {NEITHER: neither, WEIGHTED[0]: weight, WEIGHTED[1]: [v - 0.1 for v in weight], OURS: resample}
+    out = {}
+    for k, (name, values) in enumerate(ways.items()):
+        seeds = [value + np.roll(wobble, k) for value in values]
+        means = [{"seeds": list(each), "mean": float(np.mean(each))} for each in seeds]
+        valid = {"seeds": [], "mean": [values[0]]}
+        out[name] = {"pr_auc": means[0], "balanced_accuracy_tuned": means[1], "valid_pr_auc": valid}
+    return out
+
+
+@pytest.mark.parametrize(
+    ("results", "verdict", "words"),
+    [
+        (arms([0.5, 0.8], [0.4, 0.7], [0.4, 0.7]), "neither", "Do neither: train on the natural batches"),
+        (arms([0.4, 0.7], [0.5, 0.8], [0.5, 0.8]), "weight", "Weight the loss (weighted / B)"),
+        (arms([0.4, 0.7], [0.4, 0.7], [0.5, 0.8]), "resample", "Resample: fastbalance's uniform batches."),
+        (arms([0.5, 0.8], [0.5, 0.8], [0.5, 0.8]), "no difference", "Take the simplest"),
+        (arms([0.5, 0.8], [0.501, 0.8], [0.503, 0.8]), "no difference", "Take the simplest"),
+        (arms([0.4, 0.7], [0.4, 0.7], [0.5, 0.8], noise=0.3), "no difference", "Take the simplest"),
+        (arms([0.4, 0.7], [0.45, 0.75], [0.5, 0.8]), "resample", "Resample"),
+        (arms([0.5, 0.7], [0.4, 0.7], [0.4, 0.8]), "depends", "For PR-AUC: do neither"),
+    ],
+)
+def test_verdicts(results, verdict, words):
+    found = recommend(results, 5)
+    assert found["verdict"] == verdict
+    assert words in found["headline"]
+    assert len(found["evidence"]) == 2
+    assert "against natural, tuned threshold" in found["evidence"][0]
+
+
+def test_weighting_that_is_not_shown_to_help_is_not_recommended():
+    results = arms([0.4, 0.7], [0.45, 0.75], [0.5, 0.8])
+    for metric in ("pr_auc", "balanced_accuracy_tuned"):
+        results[WEIGHTED[0]][metric]["seeds"] = np.array([0.2, 0.9, 0.1, 0.8, 0.5])
+    assert recommend(results, 5)["verdict"] == "resample"
+
+
+def test_too_few_seeds_decide_nothing():
+    found = recommend(arms([0.5, 0.8], [0.4, 0.7], [0.4, 0.7]), 2)
+    assert (found["verdict"], found["headline"][:22]) == ("undecided", "Undecided: 2 of the at")
+
+
+def test_the_interval_is_wider_than_that_of_independent_seeds():
+    found = paired([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
+    half = 4.302653 * 1.0 * (1 / 3 + 1 / 3) ** 0.5
+    assert found["mean"] == 2
+    assert found["interval"] == pytest.approx([2 - half, 2 + half])
+    assert paired([1.0], [0.5]) == {"mean": 0.5, "interval": None}
+
+
+def test_budgets():
+    assert [parse_budget(text) for text in ("90s", "5m", "1h", 30)] == [90, 300, 3600, 30]
+    with pytest.raises(ArgumentError, match=re.escape("--budget: got '0'; allowed: a time > 0")):
+        parse_budget("0")
+    with pytest.raises(ArgumentError, match="n_seeds: got 2; allowed: >= 3"):
+        compare({}, "y", n_seeds=2)
+
+
+def test_models_that_do_not_fit():
+    with pytest.raises(ArgumentError, match=re.escape("--model: got 'math:nothing'")):
+        load_factory("math:nothing")
+    with pytest.raises(
+        ArgumentError, match=re.escape("outputs of shape [2, 3] for 2 rows; allowed: [2, 2], or [2, 1]")
+    ):
+        build(lambda n, c: torch.nn.Linear(n, 3), 4, 2)
+    with pytest.raises(ArgumentError, match="a module that takes float32"):
+        build(lambda n, c: torch.nn.Linear(n + 1, c), 4, 2)
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.counts = [], [], {}
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def results():
+    generator = np.random.default_rng(0)
+    y = generator.random(1500) < 0.15
+    x = generator.normal(size=(1500, 3)) + y[:, None]
+    names = np.where(generator.random(1500) < 0.5, "<b>", "a & b").tolist()
+    return compare({"x": x, "name": names, "y": y}, "y", budget="15s", n_seeds=3)
+
+
+def test_the_page_needs_no_network_and_is_well_formed(results):
+    text = page(results)
+    found = Page(text)
+    assert found.open == []
+    assert found.counts["svg"] == 5
+    assert all(link.startswith("#") for link in found.links), found.links
+    assert not re.search(r"(@import|url\(\s*['\"]?(?!#))", text)
+    assert "prefers-color-scheme: dark" in text
+    assert "width=device-width" in text
+    identifiers = re.findall(r'\bid="([^"]+)"', text)
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_results_hold_every_arm_and_are_json(results):
+    assert len(results["arms"]) == 10
+    assert json.loads(json.dumps(results))["label"] == "y"
+    natural = results["arms"]["natural, tuned threshold"]["pr_auc"]
+    assert natural["mean"] == results["arms"]["natural, threshold 0.5"]["pr_auc"]["mean"]
+
+
+@pytest.mark.parametrize("verdict", ["neither", "weight", "resample"])
+@pytest.mark.parametrize("weighted", WEIGHTED)
+def test_the_code_to_paste_is_python(results, verdict, weighted):
+    code = how_to_apply(
+        {**results, "source": "data/*.parquet", "recommendation": {"verdict": verdict, "weighted": weighted}}
+    )
+    compile(code, "<page>", "exec")
+    assert "'data/*.parquet', label='y'" in code
+
+
+def command(*args):
+    return [sys.executable, "-m", "fastbalance", "compare", *map(str, args)]
+
+
+def run(*args):
+    return subprocess.run(command(*args), capture_output=True, text=True, timeout=280)
+
+
+def test_errors_are_one_line_on_stderr(tmp_path):
+    pq.write_table(pa.table({"x": [1.0, 2.0], "y": [0, 1]}), tmp_path / "a.parquet")
+    for options, words in [
+        (["--budget", "soon"], "--budget: got 'soon'"),
+        (["--output", "no/a.html"], "--output: got"),
+    ]:
+        done = run(tmp_path / "a.parquet", "--label", "y", *options)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"fastbalance: error: {words}")
+        assert done.stderr.count("\n") == 1
+
+
+def multi_class():
+    """Digits, the k-th class thinned to a share of .7^k."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    kept = np.concatenate([np.flatnonzero(y == k)[: round(170 * 0.7**k)] for k in range(9)])
+    return pa.table({**{f"pixel {k}": x[kept, k] for k in range(64)}, "digit": y[kept]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["flights", "mixed", "digits"])
+def test_whole_runs_with_no_option_but_the_label_and_a_budget(which, table, tmp_path):
+    data, label = {
+        "flights": (read_flights, "cancelled"),
+        "mixed": (lambda: table, "late"),
+        "digits": (multi_class, "digit"),
+    }[which]
+    pq.write_table(data(), tmp_path / "a.parquet")
+    done = run(tmp_path / "a.parquet", "--label", label, "--budget", "40s", "--json", "--output", tmp_path / "r.html")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert len(found["arms"]) == 10
+    text = (tmp_path / "r.html").read_text()
+    assert Page(text).open == []
+    assert found["recommendation"]["headline"].split(".")[0] in text
+    for warning in found["missing"]:
+        assert warning in text
+    if which == "mixed":
+        assert sum("(a leak)" in warning for warning in found["warnings"]) == 2
+
+
+def test_the_pages_say_what_the_experiments_found():
+    done = subprocess.run(
+        [sys.executable, ROOT / "bench/weighted_loss/why.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_code_of_the_page_on_priors_runs(capsys):
+    text = (ROOT / "docs" / "prior-correction.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
+    assert "0.9900, 0.0100" in capsys.readouterr().out
+
+
+def test_the_function_is_public_and_not_hidden_by_a_module():
+    assert fb.compare is compare
