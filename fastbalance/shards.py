@@ -168,10 +168,13 @@ class _ParquetShard(Shard):
         wanted = [self.schema.get_field_index(name) for name in columns]
         leaves = [leaf for i in wanted for leaf in range(ends[i - 1] if i else 0, ends[i])]
         rows = self.group_rows
-        sampled = np.unique(np.linspace(0, len(rows) - 1, _SAMPLED_GROUPS, dtype=np.int64))
+        full = np.flatnonzero(rows)
+        if not len(full):
+            return rows
+        sampled = full[np.unique(np.linspace(0, len(full) - 1, _SAMPLED_GROUPS, dtype=np.int64))]
         groups = [self._metadata.row_group(group) for group in sampled.tolist()]
         sizes = [sum(group.column(leaf).total_compressed_size for leaf in leaves) for group in groups]
-        row_bytes = np.interp(np.arange(len(rows)), sampled, np.array(sizes) / np.maximum(1, rows[sampled]))
+        row_bytes = np.interp(np.arange(len(rows)), sampled, np.array(sizes) / rows[sampled])
         return np.rint(rows * row_bytes).astype(np.int64)
 
     def _read(self, groups: list[int], columns: list[str]) -> pa.Table:

@@ -28,7 +28,9 @@ class LoaderStats:
     groups_read: int
     """Of a stream, like all that follows but the last."""
     bytes_read: int
-    """Bytes of the columns that were read of those groups, as they lie in the files."""
+    """Bytes of the columns that were read of those groups, as they lie in the files; of shards of many groups and of
+    other formats than Parquet estimated by rows.
+    """
     bytes_needed: int
     """Of distinct (pass, group) among them: had nothing been read twice."""
     amplification: float

@@ -140,6 +140,16 @@ def test_names_with_dots_and_nested_columns_are_not_confused(tmp_path):
     ]
 
 
+def test_group_bytes_of_many_groups_are_estimated_and_of_none_are_none(tmp_path):
+    table = pa.table({"x": np.random.default_rng(0).random(2000)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=10)
+    pq.ParquetWriter(tmp_path / "b.parquet", table.schema).close()  # no group at all
+    source = open_source(tmp_path)
+    parquet = pq.read_metadata(tmp_path / "a.parquet")
+    want = [parquet.row_group(g).column(0).total_compressed_size for g in range(200)]
+    np.testing.assert_allclose(source.group_bytes(["x"]), want, rtol=0.05)
+
+
 def test_group_bytes_of_other_shards_are_estimated_by_rows(tmp_path):
     table = pa.table({"x": np.arange(10, dtype=np.float64), "s": [""] * 10})
     source = open_source(write(tmp_path / "a.arrow", table, "file", 4))
