@@ -54,8 +54,10 @@ def _speed(rows_per_s: float) -> str:
 
 def table() -> str:
     lines = ["| work | fastbalance | peer | peer's speed | ratio | aim |", "|---|---|---|---|---|---|"]
+    commits: dict[str, None] = {}  # each question was measured at its own
     for what, question, peer, axes, target in LINES:
         ours, theirs = find(question, "fastbalance", axes), find(question, peer, axes)
+        commits[ours["commit"]] = None
         limit = " (limit)" if theirs["limit"] == peer else ""
         lines.append(
             f"| {what} | {ours['rows_per_s'] / 1e6:.1f} M rows/s | {peer}{limit} "
@@ -72,7 +74,8 @@ def table() -> str:
     env = find("order", "fastbalance", {"rows": 100_000_000})
     lines += [
         "",
-        f"{env['device']}, {env['cores']} cores; torch {env['versions']['torch']}; medians; commit {env['commit']}.",
+        f"{env['device']}, {env['cores']} cores; torch {env['versions']['torch']}; medians; "
+        f"at commits {', '.join(commits)}.",
     ]
     return "\n".join(lines)
 
