@@ -6,7 +6,6 @@ import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -155,17 +154,6 @@ def measure(factory: Factory, splits: Splits, batch_rows: int) -> tuple[float, f
     trained = train(method, factory, splits, batches, RATES[0], 0)
     pr_auc(splits.y[1], trained.valid)
     return trained.seconds / _TRIAL_STEPS, time.perf_counter() - started_s - trained.seconds
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: products of small batches take longer on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def draw_batches(

@@ -54,8 +54,14 @@ def recalls(y: np.ndarray, logits: np.ndarray) -> np.ndarray:
 
 
 def ece(y: np.ndarray, logits: np.ndarray) -> float:
-    """Expected calibration error, `N_BINS` bins of equally many rows: of class 1, or of the predicted class."""
-    return float(sum(abs(true.mean() - said.mean()) * len(said) for said, true in _bins(y, logits)) / len(y))
+    """Expected calibration error: of class 1, or of the predicted class."""
+    return calibration_error(*_outcomes(y, logits))
+
+
+def calibration_error(true: np.ndarray, said: np.ndarray, n_bins: int = N_BINS) -> float:
+    """Expected calibration error of probabilities, in bins of equally many rows."""
+    bins = _bins(said, n_bins)
+    return float(sum(abs(true[rows].mean() - said[rows].mean()) * len(rows) for rows in bins) / len(true))
 
 
 def score(y: np.ndarray, logits: np.ndarray, correction: np.ndarray, offset: np.ndarray) -> dict[str, Any]:
@@ -95,13 +101,17 @@ def pr_curve(y: np.ndarray, logits: np.ndarray) -> list[list[float]]:
 
 def calibration(y: np.ndarray, logits: np.ndarray) -> list[list[float]]:
     """Mean of what was said and of what was true in the bins of `ece`."""
-    bins = _bins(y, logits)
-    return [[float(said.mean()) for said, _ in bins], [float(true.mean()) for _, true in bins]]
+    true, said = _outcomes(y, logits)
+    bins = _bins(said, N_BINS)
+    return [[float(said[rows].mean()) for rows in bins], [float(true[rows].mean()) for rows in bins]]
 
 
-def _bins(y: np.ndarray, logits: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What was said and what was true, in bins of equally many rows: of class 1, or of the predicted class."""
+def _outcomes(y: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What was true and what was said: of class 1, or of the predicted class."""
     p = probabilities(logits)
-    said, true = (p[:, 1], y == 1) if p.shape[1] == 2 else (p.max(axis=1), p.argmax(axis=1) == y)
-    parts = np.array_split(np.argsort(said, kind="stable"), N_BINS)
-    return [(said[part], true[part]) for part in parts if len(part)]
+    return (y == 1, p[:, 1]) if p.shape[1] == 2 else (p.argmax(axis=1) == y, p.max(axis=1))
+
+
+def _bins(said: np.ndarray, n_bins: int) -> list[np.ndarray]:
+    """Rows in bins of equally many, by what was said."""
+    return [rows for rows in np.array_split(np.argsort(said, kind="stable"), n_bins) if len(rows)]

@@ -16,6 +16,7 @@ import numpy as np
 
 from .compare_verdict import ADJUSTED, AS_IS, LEAST_SEEDS, METRICS, NEITHER, OURS, paired, recommend
 from .errors import ArgumentError, FastbalanceError, explain
+from .kernels.threads import one_thread
 
 DIFFERENCES = (*METRICS, "balanced_accuracy", "worst_recall_tuned", "log_loss", "brier", "ece")
 
@@ -167,11 +168,10 @@ def _decisions(name: str, job: dict[str, Any]) -> list[tuple[str, dict[str, Any]
     if name != "natural":
         return [(name, job)]
     job = dict(job)
-    adjusted = {**job, **job.pop("adjusted")}
-    adjusted.pop("adjusted", None)
+    others = job.pop("adjusted")
     as_is = {**job, **{f"{key}_tuned": job[key] for key in ("balanced_accuracy", "worst_recall")}}
     tuned = {**job, **{key: job[f"{key}_tuned"] for key in ("balanced_accuracy", "worst_recall")}}
-    return [(AS_IS, as_is), (NEITHER, tuned), (ADJUSTED, adjusted)]
+    return [(AS_IS, as_is), (NEITHER, tuned), (ADJUSTED, job | others)]
 
 
 def _summary(values: Sequence[Any]) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _run(
     tell: Progress,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Run the jobs of each seed until all are done, time is up, or Ctrl-C; results of each seed, by method."""
-    from .compare_arms import METHODS, RATES, measure, one_thread, run_job
+    from .compare_arms import METHODS, RATES, measure, run_job
     from .compare_data import split
 
     runs: list[dict[str, Any]] = []

@@ -29,11 +29,11 @@ from .demo_arms import (
     expected_spread,
     learn,
     minority_mass,
-    one_thread,
 )
 from .demo_report import draw, show
 from .errors import ArgumentError, explain
 from .flights import Flights, Split, load_flights, write_shards
+from .kernels.threads import one_thread
 
 BATCH_ROWS = (256, 32)  # 6 and 0.8 cancelled flights in a natural batch, on average
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -199,17 +198,6 @@ def learn(
                 p -= rate * (1 - step / n_steps) * v.mul_(MOMENTUM).add_(g)
         advance()
     return minority_rows
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: products this small take longer on two, far longer when a core is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _balanced_loader(feed: Feed, shards: Path, batch_rows: int, seed: int) -> BalancedLoader:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fastbalance.kernels.threads import one_thread
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from fastbalance import demo_arms
@@ -145,7 +146,7 @@ def test_networks_side_by_side_learn_as_one_of_torch_does():
     with torch.no_grad():
         for ours, theirs in zip(networks.parameters, model.parameters(), strict=True):
             theirs.copy_(ours[3].T.reshape(theirs.shape))
-    with demo_arms.one_thread():
+    with one_thread():
         learn(networks, Arm("", "shuffle"), [iter(b) for b in batches], 5, 0.5, lambda: None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=demo_arms.MOMENTUM)
     for step, (x, y) in enumerate(batches[1]):

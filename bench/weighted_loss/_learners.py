@@ -21,6 +21,8 @@ from sklearn.metrics import (
 )
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from fastbalance.compare_scores import calibration_error as ece
+
 MOMENTUM, BETAS, ADAM_EPS = 0.9, (0.9, 0.999), 1e-8
 
 RowLosses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -185,12 +187,6 @@ def class_weights(labels: torch.Tensor) -> torch.Tensor:
     """q_c / f_c for equal targets, float32 [n_classes]: their mean over the rows is 1."""
     counts = torch.bincount(labels).float()
     return len(labels) / (len(counts) * counts)
-
-
-def ece(y: np.ndarray, p: np.ndarray, n_bins: int = 15) -> float:
-    """Expected calibration error in bins of equally many rows."""
-    parts = np.array_split(np.argsort(p, kind="stable"), n_bins)
-    return float(sum(abs(y[part].mean() - p[part].mean()) * len(part) for part in parts) / len(y))
 
 
 def scores(y: np.ndarray, z: np.ndarray) -> dict[str, float]:
