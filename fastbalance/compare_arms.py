@@ -67,7 +67,7 @@ class Trained:
 
     Attributes:
         model: The network.
-        valid: Logits of the validation rows, float32 [n_rows, n_classes].
+        valid: Logits of the validation rows, float64 [n_rows, n_classes].
         curve: PR-AUC on validation rows at `N_POINTS` steps.
         step_spread: Standard deviation / mean of the lengths of the gradient steps in the second half, at a rate of 1.
         seconds: Of training, and of making the row numbers.
@@ -255,12 +255,15 @@ def logits_of(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def predict(model: torch.nn.Module, x: np.ndarray) -> np.ndarray:
-    """Logits without gradients, float32 [n_rows, n_classes]. A network that diverged says 0 for all."""
+    """Logits without gradients, float64 [n_rows, n_classes]; 0 where a network that diverged gives no number.
+
+    In float64 the difference of any two of them is finite: a network about to diverge gives 1e38.
+    """
     model.eval()
     with torch.no_grad():
         parts = [logits_of(model, torch.from_numpy(x[k : k + _EVAL_ROWS])) for k in range(0, len(x), _EVAL_ROWS)]
     model.train()
-    return torch.nan_to_num(torch.cat(parts), 0.0, 0.0, 0.0).numpy()
+    return torch.nan_to_num(torch.cat(parts), 0.0, 0.0, 0.0).double().numpy()
 
 
 def _balanced(

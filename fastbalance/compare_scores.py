@@ -1,4 +1,4 @@
-"""Metrics of `compare`, from logits, float32 [n_rows, n_classes], and class ids, int64 [n_rows]."""
+"""Metrics of `compare`, from logits, float64 [n_rows, n_classes], and class ids, int64 [n_rows]."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ _CURVE_POINTS = 100
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Softmax, float64 [n_rows, n_classes]."""
-    z = logits.astype(np.float64)
-    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
 
 
@@ -38,7 +37,7 @@ def tuned_offset(y: np.ndarray, logits: np.ndarray, priors: np.ndarray) -> np.nd
     Two classes: the best threshold. More: a multiple of the log priors.
     """
     if len(priors) == 2:
-        fall_out, recall, thresholds = roc_curve(y == 1, logits[:, 1].astype(np.float64) - logits[:, 0])
+        fall_out, recall, thresholds = roc_curve(y == 1, logits[:, 1] - logits[:, 0])
         best = int(np.argmax(recall - fall_out))
         last = len(thresholds) - 1
         # Half-way to the next threshold: a row that equals the threshold is then on the same side as here.

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import fastbalance as fb
-from fastbalance.compare_arms import METHODS, build, draw_batches, effective_shares, load_factory
+from fastbalance.compare_arms import METHODS, build, draw_batches, effective_shares, load_factory, predict
 from fastbalance.compare_data import TEST, TRAIN, VALID, as_numbers, deal, determines, read_sample, split
 from fastbalance.compare_report import how_to_apply, page
-from fastbalance.compare_scores import ece, pr_auc, score, tuned_offset
+from fastbalance.compare_scores import ece, pr_auc, pr_curve, score, tuned_offset
 from fastbalance.compare_verdict import NEITHER, OURS, WEIGHTED, paired, recommend
 from fastbalance.comparison import compare, parse_budget
 from fastbalance.errors import ArgumentError, ColumnError, LabelError
@@ -173,6 +173,24 @@ def test_prior_correction_brings_the_probabilities_back():
     found = score(y, balanced, correction, np.zeros(2))
     assert found["ece_raw"] > 0.2
     assert found["ece"] < 0.005
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("size", [3e38, math.inf, NAN])
+def test_a_network_that_diverges_is_scored(n_classes, size):
+    class Diverged(torch.nn.Module):
+        def forward(self, x):
+            out = torch.zeros(len(x), n_classes)
+            out[::2, 0], out[1::2, 1] = -size, size
+            out[::2, 1] = size
+            return out
+
+    logits = predict(Diverged(), np.zeros((60, 1), np.float32))
+    y = np.arange(60) % n_classes
+    priors = np.full(n_classes, 1 / n_classes)
+    found = score(y, logits, np.zeros(n_classes), tuned_offset(y, logits, priors))
+    assert all(np.isfinite(value).all() for value in found.values())
+    assert np.isfinite(pr_curve(y, logits)).all()
 
 
 def test_three_classes():
