@@ -1,17 +1,17 @@
-"""The user's table -> numbers to learn from: what its columns are, which of them are left out, splits, encoding."""
+"""The user's table -> numbers to learn from: a sample of the rows, the columns that are used, splits, encoding."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from .compare_columns import as_numbers, nearly_tells, problem
 from .dataset import Dataset
 from .errors import ColumnError, LabelError, explain
 from .labels import label_names
@@ -22,8 +22,6 @@ TRAIN, VALID, TEST = 0, 1, 2
 
 _MEMORY_SHARE = 0.25  # of what is free, for the encoded sample
 _CLIP = 10.0  # standard deviations: a tail that is heavier than that makes networks diverge, whatever the arm
-_MANY = 10  # a value that stands for a class must have been seen that often, on average
-_ENOUGH = 100  # rows from which on values that are all different are called row ids
 
 
 @dataclass(frozen=True)
@@ -95,13 +93,15 @@ def read_sample(
     for name in wanted:
         kind, columns = as_numbers(table[name])
         reason = (
-            f"a column of type {table[name].type} cannot become numbers" if not columns else _problem(columns, kind, y)
+            f"a column of type {table[name].type} cannot become numbers" if not columns else problem(columns, kind, y)
         )
         if reason:
             kept = features is not None and bool(columns)
             cautions.append(f"column {name!r} is {'kept, as you named it, but: ' if kept else 'left out: '}{reason}")
             if not kept:
                 continue
+        elif told := nearly_tells(columns[0], kind, y, classes):
+            cautions.append(f"column {name!r} is kept, but look at it: {told}")
         names[name] = kind
         (codes if kind == "category" else numbers).extend(columns)
     if not names:
@@ -110,35 +110,6 @@ def read_sample(
         )
     stacked = [np.stack(part, axis=1) if part else np.empty((len(y), 0)) for part in (numbers, codes)]
     return Sample(stacked[0], stacked[1], names, y, classes, data.n_rows, tuple(cautions))
-
-
-def as_numbers(column: pa.ChunkedArray) -> tuple[str, list[np.ndarray]]:
-    """What a column is taken for, and its numbers, each float64 [n_rows]; no numbers where it cannot be used."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return as_numbers(column.cast(kind.value_type))
-    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        parts: list[Callable[[Any], Any]] = [pc.year, pc.month, pc.day_of_week]
-        if pa.types.is_timestamp(kind):
-            parts.append(pc.hour)
-        return "date", [_floats(part(column)) for part in parts]
-    if pa.types.is_time(kind):
-        return "time of day", [_floats(pc.hour(column))]
-    if (
-        pa.types.is_boolean(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_decimal(kind)
-    ):
-        return ("bool" if pa.types.is_boolean(kind) else "number"), [_floats(column)]
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        codes = column.combine_chunks().cast(pa.large_string()).dictionary_encode().indices
-        return "category", [codes.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.float64)]
-    if pa.types.is_fixed_size_list(kind) and (
-        pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)
-    ):
-        return "numbers", [_floats(pc.list_element(column, k)) for k in range(kind.list_size)]
-    return "unknown", []
 
 
 def split(sample: Sample, seed: int) -> Splits:
@@ -186,15 +157,6 @@ def deal(y: np.ndarray, seed: int) -> np.ndarray:
         hands = np.array([TRAIN, VALID, TEST, TRAIN, TRAIN])[np.arange(len(rows)) % 5]
         part[generator.permutation(rows)] = hands
     return part
-
-
-def determines(keys: np.ndarray, y: np.ndarray) -> bool:
-    """Whether every value of a column comes with one class only, while values come often enough to tell."""
-    distinct = np.unique(keys)
-    if len(distinct) * _MANY > len(keys):
-        return False
-    pairs = np.unique(np.stack([keys, y.astype(keys.dtype)]), axis=1)
-    return pairs.shape[1] == len(distinct)
 
 
 def _wanted(names: Sequence[str], label: Sequence[str], features: Sequence[str] | None) -> list[str]:
@@ -254,36 +216,6 @@ def _without_tiny_classes(
     caution = f"classes of fewer than {LEAST_CLASS_ROWS} rows are left out: {shown}"
     rows = np.flatnonzero(np.isin(y, kept))
     return table.take(rows), np.searchsorted(kept, y[rows]), tuple(names[c] for c in kept.tolist()), [caution]
-
-
-def _problem(columns: Sequence[np.ndarray], kind: str, y: np.ndarray) -> str | None:
-    """Why a column should not be learned from, if there is a reason."""
-    if all(_is_constant(values) for values in columns):
-        return "it has one value only"
-    values = columns[0]
-    missing = values == -1 if kind == "category" else np.isnan(values)
-    if len(columns) == 1 and determines(np.where(missing, -np.inf, values), y):
-        return "each of its values comes with one class only, so it gives the label away (a leak)"
-    if missing.any() and determines(missing.astype(np.int64), y):
-        return "it is missing exactly where the label has one value, so it gives the label away (a leak)"
-    n_distinct = len(np.unique(values[~missing]))
-    if kind == "category" and len(values) >= _ENOUGH and n_distinct > 0.9 * (~missing).sum():
-        return "nearly every row has a value of its own: a row id or free text"
-    whole = kind == "number" and not missing.any() and bool((values == np.round(values)).all())
-    if whole and len(values) >= _ENOUGH and n_distinct == len(values):
-        return "it is a whole number that no two rows share: a row id"
-    return None
-
-
-def _is_constant(values: np.ndarray) -> bool:
-    missing = np.isnan(values)
-    return bool(missing.all()) or (not missing.any() and bool((values == values[0]).all()))
-
-
-def _floats(column: Any) -> np.ndarray:
-    """float64 [n_rows]; null, NaN and infinite are NaN."""
-    values = column.cast(pa.float64()).to_numpy().astype(np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _shown(value: Any) -> str:

@@ -18,8 +18,8 @@ LAYERS = [
     *("columns", "ragged", "records", "arena", "batches", "rowrandom"),
     *("residency", "windows", "stats", "stream", "options", "loader", "row_labels", "samplers", "trainers"),
     *("storage", "tables", "regroup", "workfolder", "resharding"),
-    *("compare_verdict", "compare_data", "compare_scores", "compare_arms", "compare_figures", "compare_report"),
-    *("compare_runs", "comparison", "__init__"),
+    *("compare_verdict", "compare_columns", "compare_data", "compare_scores", "compare_arms", "compare_runs"),
+    *("compare_figures", "compare_report", "comparison", "__init__"),
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),
 ]
 KERNEL_LAYERS = [

@@ -18,7 +18,8 @@ import torch
 import fastbalance as fb
 from fastbalance import compare_runs
 from fastbalance.compare_arms import METHODS, build, draw_batches, effective_shares, load_factory, predict
-from fastbalance.compare_data import TEST, TRAIN, VALID, as_numbers, deal, determines, read_sample, split
+from fastbalance.compare_columns import as_numbers, determines
+from fastbalance.compare_data import TEST, TRAIN, VALID, deal, read_sample, split
 from fastbalance.compare_report import how_to_apply, page
 from fastbalance.compare_scores import ece, pr_auc, pr_curve, score, tuned_offset
 from fastbalance.compare_verdict import NEITHER, OURS, WEIGHTED, paired, recommend
@@ -96,6 +97,22 @@ def test_columns_that_are_named_are_kept_and_reported(table):
         read_sample(table, "late", ["late"])
     with pytest.raises(ColumnError, match="features: got no column to learn from: column 'same' is left out"):
         read_sample(table.select(["same", "late"]), "late")
+
+
+def test_a_column_that_is_missing_in_nearly_all_rows_of_a_class_is_kept_and_reported():
+    late = np.arange(500) % 10 == 0
+    landed = np.arange(500) % 60 * 1.0
+    landed[late] = NAN
+    landed[[10, 20, 3, 4, 5, 6]] = [1.0, 2.0, NAN, NAN, NAN, NAN]
+    table = {"landed": landed, "x": np.arange(500) % 7, "late": late}
+    told = (
+        "column 'landed' is kept, but look at it: it is missing in 96.0% of the rows of True and in 0.9% of the others"
+    )
+    [warning] = read_sample(table, "late").warnings
+    assert warning.startswith(told)
+    landed[::60] = NAN
+    landed[:200:10] = 1.0
+    assert read_sample(table, "late").warnings == ()
 
 
 def test_many_values_that_happen_to_agree_are_no_leak():
