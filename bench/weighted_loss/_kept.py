@@ -1,0 +1,51 @@
+"""Reads the kept results, without running or importing an experiment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results" / "weighted_loss"
+
+
+def result(experiment: str) -> dict[str, Any]:
+    """The kept results of an experiment, by its number.
+
+    Raises:
+        KeyError: It was not run yet.
+    """
+    paths = list(RESULTS.glob(f"{experiment}_*.json"))
+    if len(paths) != 1:
+        raise KeyError(
+            f"{experiment}: {len(paths)} kept results; run python bench/weighted_loss/run.py --only {experiment}"
+        )
+    return json.loads(paths[0].read_text())
+
+
+def findings(experiment: str) -> list[dict[str, Any]]:
+    return result(experiment)["findings"]
+
+
+def finding(experiment: str, quantity: str) -> dict[str, Any]:
+    """One quantity.
+
+    Raises:
+        KeyError: The experiment has no such quantity.
+    """
+    for found in findings(experiment):
+        if found["quantity"] == quantity:
+            return found
+    raise KeyError(f"{experiment}: no quantity {quantity!r}")
+
+
+def grid(experiment: str, title: str) -> list[dict[str, Any]]:
+    """The rows of a grid, each by its columns.
+
+    Raises:
+        KeyError: The experiment has no such grid.
+    """
+    for found in result(experiment)["grids"]:
+        if found["title"] == title:
+            return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
+    raise KeyError(f"{experiment}: no grid {title!r}")
