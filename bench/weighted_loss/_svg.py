@@ -44,7 +44,7 @@ _SETTINGS = {
     "ytick.minor.left": False,
 }
 _DIGEST = re.compile(r"data sha256 ([0-9a-f]{64})")
-_DECIMALS = re.compile(r"(\d\.\d\d)\d+")
+_DECIMALS = re.compile(r"\b([1-9]\d*\.\d\d)\d+")  # of coordinates: factors below 1 scale letters
 
 Data = dict[str, Any]
 

@@ -29,15 +29,14 @@ ratios were seen; no range was moved.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 
 from . import _feeds, _formulas
 from ._common import Expected, Finding, Grid, Interval, Result, about, above, below, exact, finding, paired, t_interval
+from ._course import Course, Recorder, first_at, spike_share, spread
 from ._learners import (
     ADJUSTED,
     IID,
@@ -48,7 +47,6 @@ from ._learners import (
     Arm,
     Networks,
     Optimiser,
-    batch_losses,
     binary_losses,
     class_weights,
     train,
@@ -66,95 +64,7 @@ RATES = {
 }
 SCALES = torch.logspace(0, -1, FEATURES)
 ARMS = {"momentum": (OURS, WEIGHTED, NORMALISED, IID, ADJUSTED), "sgd": (OURS, WEIGHTED), "adam": (OURS, WEIGHTED)}
-SPIKE, WINDOW = 3.0, 50
 INFLATION = _formulas.inflation(F)
-
-
-def first_at(losses: np.ndarray, looks: Sequence[int], target: float) -> np.ndarray:
-    """Steps until a loss is at a target.
-
-    Args:
-        losses: float64 [n_looks, ...].
-        looks: The number of steps at each look.
-
-    Returns:
-        float64 [...], inf where no look finds it there.
-    """
-    reached = losses <= target
-    return np.where(reached.any(axis=0), np.asarray(looks, float)[reached.argmax(axis=0)], np.inf)
-
-
-def spike_share(losses: np.ndarray) -> np.ndarray:
-    """Share of the steps with more than SPIKE times the median loss of the WINDOW steps before, of [n_steps, ...]."""
-    before = np.median(sliding_window_view(losses[:-1], WINDOW, axis=0), axis=-1)
-    return (losses[WINDOW:] > SPIKE * before).mean(axis=0)
-
-
-def spread(lengths: np.ndarray) -> np.ndarray:
-    """Standard deviation over mean, of [n_steps, ...]."""
-    return lengths.std(axis=0) / lengths.mean(axis=0)
-
-
-@dataclass(frozen=True)
-class Course:
-    """What an arm's training showed, for each seed and rate: all float64 [n_seeds, n_rates].
-
-    Attributes:
-        valid, test: Steps to the target on these rows; inf: not within the run.
-        spread, spikes: Of the second half of the run.
-    """
-
-    n_steps: int
-    valid: np.ndarray
-    test: np.ndarray
-    spread: np.ndarray
-    spikes: np.ndarray
-
-    @property
-    def best(self) -> int:
-        """The rate that validation rows choose; a run that never comes to the target counts as twice its steps."""
-        return int(np.argmin(np.minimum(self.valid, 2 * self.n_steps).mean(axis=0)))
-
-    @property
-    def steps(self) -> np.ndarray:
-        """Steps at the best rate, float64 [n_seeds], of at most the whole run."""
-        return np.minimum(self.test[:, self.best], self.n_steps)
-
-    @property
-    def never(self) -> int:
-        """Seeds that do not come to the target at the best rate."""
-        return int(np.isinf(self.test[:, self.best]).sum())
-
-    @property
-    def usable(self) -> np.ndarray:
-        """Rates that come to the target, float64 [n_seeds]."""
-        return np.isfinite(self.test).sum(axis=1).astype(float)
-
-
-class Recorder:
-    """Watches a training: loss of each batch, length of each update, and the loss of unseen rows at some steps."""
-
-    def __init__(self, networks: Networks, arm: Arm, weights: torch.Tensor, prior: float, looks: Sequence[int]) -> None:
-        self._networks, self._arm, self._weights, self._prior = networks, arm, weights, prior
-        self._looks, self._unseen = set(looks), unseen_rows()
-        self._before = [p.clone() for p in networks.parameters]
-        self.batches: list[torch.Tensor] = []
-        self.lengths: list[torch.Tensor] = []
-        self.unseen: list[np.ndarray] = []
-
-    def row_losses(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        rows = binary_losses(outputs, y)
-        self.batches.append(batch_losses(rows.detach(), y, self._arm.divide, self._weights))
-        return rows
-
-    def __call__(self, n_steps: int) -> None:
-        squares = [((p - q) ** 2).sum(dim=(2, 3)) for p, q in zip(self._networks.parameters, self._before, strict=True)]
-        self.lengths.append(sum(squares[1:], squares[0]).sqrt())
-        self._before = [p.detach().clone() for p in self._networks.parameters]
-        if n_steps in self._looks:
-            x, y = self._unseen
-            rows = binary_losses(self._networks(x) - self._prior, y[None].expand(len(self._before[0]), -1))
-            self.unseen.append(halves(torch.nan_to_num(rows, nan=torch.inf)))
 
 
 def rows_of(n_rows: int, f: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,7 +96,13 @@ def course(kind: str, arm: Arm, x: torch.Tensor, y: torch.Tensor, batches: torch
     networks = Networks((FEATURES, 1), RATES[kind], n_seeds, zero_last=True)
     networks.parameters[-1].fill_(prior)
     weights, looks = class_weights(y), np.unique(np.geomspace(1, n_steps, N_LOOKS).astype(int)).tolist()
-    seen = Recorder(networks, arm, weights, prior, looks)
+    x_unseen, y_unseen = unseen_rows()
+
+    def unseen_losses(models: Networks) -> np.ndarray:
+        rows = binary_losses(models(x_unseen) - prior, y_unseen[None].expand(n_seeds, -1))
+        return halves(torch.nan_to_num(rows, nan=torch.inf))
+
+    seen = Recorder(networks, arm.divide, weights, looks, unseen_losses)
     options = dict(divide=arm.divide, weights=weights, row_losses=seen.row_losses, falling=False)
     train(networks, x, y, batches, Optimiser(kind, networks), watch=seen, **options)
     unseen = np.stack(seen.unseen)
@@ -235,7 +151,7 @@ def of_batch(batch_rows: int, found: dict[tuple[str, Arm], Course]) -> list[Find
     for arm in ARMS["momentum"][1:]:
         other = found["momentum", arm]
         never = f"{other.never} of {len(other.steps)} seeds never came to the target." if other.never else ""
-        quantity = f"{where(batch_rows)}: steps to the target, {arm.name} / fastbalance"
+        quantity = f"{where(batch_rows)}: steps to the target, {arm.name} over fastbalance"
         findings.append(finding(quantity, expected_times(arm, share), times(other.steps, ours.steps), never))
     for kind in ARMS:
         spreads = [each.spread[:, each.best] for each in (found[kind, WEIGHTED], found[kind, OURS])]
@@ -297,51 +213,34 @@ def step_s(arm: Arm, x: torch.Tensor, y: torch.Tensor, batch_rows: int, n_steps:
     return (time.perf_counter() - started) / n_steps
 
 
-def seconds_of_a_step(batch_rows: int, n_steps: int) -> dict[Arm, float]:
-    """The median of 5 turns, in which the arms take turns."""
+def seconds_of_a_step(batch_rows: int, turns: int) -> dict[Arm, float]:
+    """The median of some turns, of all arms one after the other."""
     x, y = rows_of(ROWS, F, 0)
-    turns = [
-        [feed_s(arm, y, batch_rows) + step_s(arm, x[None], y, batch_rows, n_steps) for arm in ARMS["momentum"]]
-        for _ in range(5)
+    found = [
+        [feed_s(arm, y, batch_rows) + step_s(arm, x[None], y, batch_rows, 100) for arm in ARMS["momentum"]]
+        for _ in range(turns)
     ]
-    return dict(zip(ARMS["momentum"], np.median(turns, axis=0).tolist(), strict=True))
+    return dict(zip(ARMS["momentum"], np.median(found, axis=0).tolist(), strict=True))
 
 
 def feed_memory(n_rows: int) -> Grid:
     """MB by which the process grows while an arm's feed makes an epoch of row numbers, these included."""
-    y = _feeds.two_class_labels(n_rows, F)
+    y, few = _feeds.two_class_labels(n_rows, F), _feeds.two_class_labels(1000, F)
     grid = Grid(f"Peak memory of the feed, {n_rows:,} rows", ("arm", "feed", "grew by, MB"))
     for arm in (OURS, WEIGHTED, IID):
-        _feeds.FEEDS[arm.feed](
-            _feeds.two_class_labels(1000, F), 10, 10, 0
-        )  # what is imported and compiled is not the feed's
+        _feeds.FEEDS[arm.feed](few, 10, 10, 0)  # what is imported and compiled is not the feed's
         with Peak() as peak:
             _feeds.FEEDS[arm.feed](y, 1000, n_rows // 1000, 0)
         grid.rows.append([arm.name, arm.feed, peak.bytes / 1e6])
     return grid
 
 
-def table(found: dict[int, dict[tuple[str, Arm], Course]], n_steps_timed: int) -> list[Grid]:
-    to_target = Grid(
-        "To the target, momentum, each at its best rate",
-        (
-            "B",
-            "B f",
-            "arm",
-            "rate",
-            "came to it",
-            "steps",
-            "low",
-            "high",
-            "rows",
-            "ms a step",
-            "seconds",
-            "usable rates",
-        ),
-    )
+def tables(found: dict[int, dict[tuple[str, Arm], Course]], turns: int) -> list[Grid]:
+    columns = "B, B f, arm, rate, came to it, steps, low, high, rows, ms a step, seconds, usable rates"
+    to_target = Grid("To the target, momentum, each at its best rate", columns.split(", "))
     evenness = Grid("The steps at the best rate", ("optimiser", "B", "B f", "arm", "rate", "spread", "spikes"))
     for batch_rows, each in found.items():
-        seconds = seconds_of_a_step(batch_rows, n_steps_timed)
+        seconds = seconds_of_a_step(batch_rows, turns)
         for (kind, arm), one in each.items():
             rate, setting = RATES[kind][one.best], [batch_rows, F * batch_rows]
             at_best = [float(values[:, one.best].mean()) for values in (one.spread, one.spikes)]
@@ -355,15 +254,17 @@ def table(found: dict[int, dict[tuple[str, Arm], Course]], n_steps_timed: int) -
 
 
 def run(quick: bool) -> Result:
-    batches = {10: 300, 2000: 120} if quick else N_STEPS
+    batches = {10: 150, 2000: 110} if quick else N_STEPS
     n_seeds = 3 if quick else 10
     memory = feed_memory(200_000 if quick else 2_000_000)
     found = {batch_rows: courses(batch_rows, n_steps, n_seeds) for batch_rows, n_steps in batches.items()}
     findings = [each for batch_rows, of in found.items() for each in of_batch(batch_rows, of)]
-    findings += closed_forms(500 if quick else 4000, n_seeds)
+    findings += closed_forms(200 if quick else 4000, n_seeds)
     ours, *_, theirs = (row[2] for row in memory.rows)
     findings.append(finding("peak memory of the feed: fastbalance minus WeightedRandomSampler, MB",
                             below(0, "direction"), exact(ours - theirs)))  # fmt: skip
-    edges = [arm.name for of in found.values() for (_, arm), one in of.items() if one.best in (0, N_RATES - 1)]
-    remark = f"Best rate at an edge of the grid, of {len(found) * 9} courses: {', '.join(edges) or 'never'}."
-    return Result(findings, [*table(found, 20 if quick else 100), memory], [remark])
+    all_courses = [(arm.name, one) for of in found.values() for (_, arm), one in of.items()]
+    edges = Counter(name for name, one in all_courses if one.best in (0, N_RATES - 1))
+    told = ", ".join(f"{name} {count}" for name, count in edges.items())
+    remark = f"Best rate at an edge of the grid, of {len(all_courses)} courses: {told or 'never'}."
+    return Result(findings, [*tables(found, 1 if quick else 5), memory], [remark])
