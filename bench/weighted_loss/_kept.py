@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,16 @@ def findings(experiment: str) -> list[dict[str, Any]]:
     return result(experiment)["findings"]
 
 
-def finding(experiment: str, quantity: str) -> dict[str, Any]:
-    """One quantity.
+def matching(experiment: str, pattern: str) -> list[dict[str, Any]]:
+    """The quantities that a pattern with `*` fits, in their order.
 
     Raises:
-        KeyError: The experiment has no such quantity.
+        KeyError: There is none.
     """
-    for found in findings(experiment):
-        if found["quantity"] == quantity:
-            return found
-    raise KeyError(f"{experiment}: no quantity {quantity!r}")
+    found = [row for row in findings(experiment) if fnmatchcase(row["quantity"], pattern)]
+    if not found:
+        raise KeyError(f"{experiment}: no quantity {pattern!r}")
+    return found
 
 
 def grid(experiment: str, title: str) -> list[dict[str, Any]]:

@@ -254,7 +254,7 @@ def tables(found: dict[int, dict[tuple[str, Arm], Course]], turns: int) -> list[
 
 
 def run(quick: bool) -> Result:
-    batches = {10: 150, 2000: 110} if quick else N_STEPS
+    batches = {10: 150, 500: 110} if quick else N_STEPS
     n_seeds = 3 if quick else 10
     memory = feed_memory(200_000 if quick else 2_000_000)
     found = {batch_rows: courses(batch_rows, n_steps, n_seeds) for batch_rows, n_steps in batches.items()}

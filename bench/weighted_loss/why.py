@@ -4,7 +4,7 @@ python bench/weighted_loss/why.py            write
 python bench/weighted_loss/why.py --check    exit 1 where a document or a figure differs from the kept results
 
 A line `<!-- e03: quantity -->` or `<!-- e09 grid: title -->` says what the table below it holds; several quantities
-are several such lines. Figures are those of `plots.py`; a document names their files.
+are several such lines, and a quantity may be a pattern with `*`. Figures are those of `plots.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def filled(text: str) -> str:
             rows = _kept.grid(wanted[0][0], wanted[0][2])
             lines = table(rows[0], (row.values() for row in rows))
         else:
-            found = [(_kept.finding(experiment, name), experiment) for experiment, _, name in wanted]
+            found = [(row, experiment) for experiment, _, name in wanted for row in _kept.matching(experiment, name)]
             lines = table(COLUMNS, (_cells(row, experiment) for row, experiment in found))
         return block[1] + "\n".join(lines) + "\n"
 
@@ -48,7 +48,11 @@ def filled(text: str) -> str:
 
 
 def update(check: bool) -> list[str]:
-    """Names of the documents and figures that were not what the results say; they are written anew unless checked."""
+    """Names of the documents and figures that were not what the results say; they are written anew unless checked.
+
+    Raises:
+        KeyError: A document or a figure wants what no experiment found.
+    """
     from weighted_loss import plots
 
     stale = plots.stale()
@@ -63,8 +67,7 @@ def update(check: bool) -> list[str]:
     return stale
 
 
-def main() -> None:
-    check = "--check" in sys.argv
+def main(check: bool) -> None:
     try:
         stale = update(check)
     except KeyError as error:
@@ -87,4 +90,4 @@ def _cell(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main("--check" in sys.argv)
