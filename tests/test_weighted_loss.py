@@ -322,7 +322,7 @@ def test_a_table_of_other_results_is_found(module, monkeypatch, tmp_path, kept):
     why.main(check=False)
     why.main(check=True)
     text = (tmp_path / "page.md").read_text()
-    assert "| CV of a | 0 | 1 | 0 .. 2 | open | e01 |\n| CV of b" in text
+    assert "| CV of a | 0 | 1 | 0 .. 2 | open |\n| CV of b" in text
     assert "chance" not in text
     kept("e01", {"chance": 3.0})
     with pytest.raises(SystemExit, match=r"e01: no quantity 'CV \*'"):

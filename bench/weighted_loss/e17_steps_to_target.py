@@ -236,21 +236,24 @@ def feed_memory(n_rows: int) -> Grid:
 
 
 def tables(found: dict[int, dict[tuple[str, Arm], Course]], turns: int) -> list[Grid]:
-    columns = "B, B f, arm, rate, came to it, steps, low, high, rows, ms a step, seconds, usable rates"
+    columns = "B, B f, arm, rate, came to it, steps, low, high, ms a step, usable rates"
     to_target = Grid("To the target, momentum, each at its best rate", columns.split(", "))
+    cost = Grid("Rows and seconds to the target, momentum", ("B", "B f", *(arm.name for arm in ARMS["momentum"])))
     evenness = Grid("The steps at the best rate", ("optimiser", "B", "B f", "arm", "rate", "spread", "spikes"))
     for batch_rows, each in found.items():
-        seconds = seconds_of_a_step(batch_rows, turns)
+        seconds, setting, costs = seconds_of_a_step(batch_rows, turns), [batch_rows, F * batch_rows], []
         for (kind, arm), one in each.items():
-            rate, setting = RATES[kind][one.best], [batch_rows, F * batch_rows]
+            rate = RATES[kind][one.best]
             at_best = [float(values[:, one.best].mean()) for values in (one.spread, one.spikes)]
             evenness.rows.append([kind, *setting, arm.name, rate, *at_best])
             if kind == "momentum":
                 steps, low, high = times(one.steps, np.ones_like(one.steps))
                 came = f"{len(one.steps) - one.never} of {len(one.steps)}"
-                cost = [steps * batch_rows, 1e3 * seconds[arm], steps * seconds[arm], float(one.usable.mean())]
-                to_target.rows.append([*setting, arm.name, rate, came, steps, low, high, *cost])
-    return [to_target, evenness]
+                found_at = [rate, came, steps, low, high, 1e3 * seconds[arm], float(one.usable.mean())]
+                to_target.rows.append([*setting, arm.name, *found_at])
+                costs.append(f"{'> ' if one.never else ''}{steps * batch_rows:,.0f} rows, {steps * seconds[arm]:.2g} s")
+        cost.rows.append([*setting, *costs])
+    return [to_target, cost, evenness]
 
 
 def run(quick: bool) -> Result:

@@ -258,13 +258,20 @@ def draw_spread(ax: Axes, rows: list[list[Any]]) -> None:
 
 
 def tables_data() -> Data:
-    """Differences on real tables, whatever tables, metrics and rules for the rate e10 has; of the common arms."""
+    """Differences on real tables, whatever tables, metrics and rules for the rate e10 has; of the common arms.
+
+    Raises:
+        KeyError: e10 has no such quantity.
+    """
     pattern = r"(?P<where>.+?): (?P<metric>\w+)(?:(?:,| at) (?P<rates>.+?))?, fastbalance minus (?P<arm>.+)"
     found = [(re.fullmatch(pattern, row["quantity"]), row) for row in findings("e10")]
     rows = [[*m.groups(default=""), row["measured"], row["low"], row["high"]] for m, row in found if m]
+    rows = [row for row in rows if row[3] in (*OTHERS, "natural")]
+    if not rows:
+        raise KeyError("e10: no quantity 'TABLE: METRIC, fastbalance minus ARM'")
     metrics = [row[1] for row in rows]
     chosen = "pr_auc" if "pr_auc" in metrics else metrics[0]
-    return {"metric": chosen, "rows": [row for row in rows if row[1] == chosen and row[3] in (*OTHERS, "natural")]}
+    return {"metric": chosen, "rows": [row for row in rows if row[1] == chosen]}
 
 
 def draw_tables(figure: Figure, data: Data) -> None:
@@ -274,20 +281,19 @@ def draw_tables(figure: Figure, data: Data) -> None:
     panels = np.atleast_1d(figure.subplots(1, len(rules), sharey=True, sharex=True))
     for ax, rule in zip(panels, rules, strict=True):
         ax.axvline(0, color="#999999", linewidth=0.7)
-        for place, _, of_rule, arm, value, low, high in rows:
-            if of_rule == rule:
-                y = places.index(place) + 0.7 * ((arms.index(arm) + 0.5) / len(arms) - 0.5)
-                ax.errorbar(value, y, xerr=[[value - low], [high - value]], **style(arm))
-        ax.set(title=rule, xlabel=f"{metric}, fastbalance minus the other")
+        of_rule = [row for row in rows if row[2] == rule]
+        for place, _, _, arm, value, low, high in of_rule:
+            y = places.index(place) + 0.7 * ((arms.index(arm) + 0.5) / len(arms) - 0.5)
+            ax.errorbar(value, y, xerr=[[value - low], [high - value]], **style(arm))
+        above, below = sum(row[5] > 0 for row in of_rule), sum(row[6] < 0 for row in of_rule)
+        ax.set_title(f"{f'{rule}: ' if rule else ''}higher in {above}, lower in {below} of {len(of_rule)}")
+        ax.set_xlabel(f"{metric}, fastbalance minus the other")
     panels[0].set_yticks(range(len(places)), places)
     panels[0].set_ylim(len(places) - 0.4, -0.6)
     for arm in arms:
         panels[0].plot([], [], linestyle="", label=arm, **style(arm))
     figure.legend(loc="outside lower center", ncols=min(len(arms), 5))
-    above, below = sum(row[5] > 0 for row in rows), sum(row[6] < 0 for row in rows)
-    neither = len(rows) - above - below
-    figure.suptitle(f"{metric} of {len(rows)} comparisons: fastbalance's is higher in {above}, lower in {below}, "
-                    f"neither in {neither}")  # fmt: skip
+    figure.suptitle(f"{metric} of fastbalance against that of other arms, on real tables")
 
 
 PLOTS = {

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # bench/, for this folder as a package
 
 DOCUMENTS = tuple(HERE.parents[1] / "docs" / name for name in ("why-resample.md", "prior-correction.md"))
-COLUMNS = ("quantity", "expected", "measured", "95 % interval", "verdict", "experiment")
+COLUMNS = ("quantity", "expected", "measured", "95 % interval", "verdict")
 _BLOCK = re.compile(r"((?:<!-- e\d\d(?: grid)?: .*? -->\n)+)(?:\|.*\n)*")
 _WANTED = re.compile(r"<!-- (e\d\d)( grid)?: (.*?) -->")
 
@@ -40,8 +40,8 @@ def filled(text: str) -> str:
             rows = _kept.grid(wanted[0][0], wanted[0][2])
             lines = table(rows[0], (row.values() for row in rows))
         else:
-            found = [(row, experiment) for experiment, _, name in wanted for row in _kept.matching(experiment, name)]
-            lines = table(COLUMNS, (_cells(row, experiment) for row, experiment in found))
+            found = (row for experiment, _, name in wanted for row in _kept.matching(experiment, name))
+            lines = table(COLUMNS, map(_cells, found))
         return block[1] + "\n".join(lines) + "\n"
 
     return _BLOCK.sub(replace, text)
@@ -76,9 +76,9 @@ def main(check: bool) -> None:
         sys.exit(f"{', '.join(stale)}: not what the results say; run python bench/weighted_loss/why.py")
 
 
-def _cells(row: dict[str, Any], experiment: str) -> list[str]:
+def _cells(row: dict[str, Any]) -> list[str]:
     interval = f"{row['low']:.4g} .. {row['high']:.4g}"
-    return [row["quantity"], row["expected"], f"{row['measured']:.4g}", interval, row["verdict"], experiment]
+    return [row["quantity"], row["expected"], f"{row['measured']:.4g}", interval, row["verdict"]]
 
 
 def _line(cells: Iterable[str]) -> str:
