@@ -1,7 +1,9 @@
 """The experiments on weighted losses: known answers of the formulas, verdicts that can say no, and a quick run."""
 
 import importlib
+import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -211,6 +213,142 @@ def test_the_document_names_what_was_not_run(module, monkeypatch, tmp_path, comm
     assert "| e02 | Why? | not run |" in text
     assert "**differs**" in text
     assert "0 / 1 / 0" in text
+
+
+def test_an_exponential_average_evens_the_steps_out(formulas):
+    assert formulas.averaged_cv(0.9) == pytest.approx(0.2294, abs=5e-5)
+    assert formulas.averaged_cv(0.0) == 1.0
+    masses, average, found = np.random.default_rng(0).exponential(size=100_000), 0.0, []
+    for mass in masses:
+        average = 0.9 * average + mass
+        found.append(average)
+    assert np.std(found[100:]) / np.mean(found[100:]) == pytest.approx(formulas.averaged_cv(0.9), rel=0.05)
+
+
+def test_steps_to_a_target_count_the_first_touch_or_are_infinite(module):
+    losses = np.array([[0.5, 0.9], [0.3, 0.8], [0.4, 0.7]])
+    assert module("_course").first_at(losses, (1, 10, 100), 0.35).tolist() == [10, math.inf]
+    assert module("_course").first_at(losses, (1, 10, 100), 0.7).tolist() == [1, 100]
+
+
+def test_a_spike_is_three_times_the_median_of_the_steps_before(module):
+    course = module("_course")
+    calm = np.ones(course.WINDOW + 50)
+    assert course.spike_share(calm) == 0
+    spiky = calm.copy()
+    spiky[[-20, -10]] = 3.1
+    spiky[-15] = 2.9
+    assert course.spike_share(spiky) == pytest.approx(2 / 50)
+    assert course.spike_share(np.geomspace(1, 100, 500)) == 0  # a loss that rises slowly has none
+    assert course.spread(np.array([1.0, 3.0])) == 0.5
+
+
+def test_validation_rows_choose_the_rate_and_test_rows_are_reported(module):
+    never = math.inf
+    course = module("_course").Course(
+        n_steps=100,
+        valid=np.array([[50.0, 20.0, never], [50.0, 30.0, 1.0]]),
+        test=np.array([[5.0, 40.0, 3.0], [5.0, never, 3.0]]),
+        spread=np.zeros((2, 3)),
+        spikes=np.zeros((2, 3)),
+    )
+    assert course.best == 1  # the third is faster once, and once it never comes
+    assert (course.steps.tolist(), course.never, course.usable.tolist()) == ([40.0, 100.0], 1, [3.0, 2.0])
+    excess = module("e13_rate_and_batch").Excess(np.array([[2.0, 1.0]]), np.array([[0.0, math.inf]]))
+    assert (excess.best, excess.at(1).tolist()) == (1, [1e3])
+
+
+def test_ratios_are_geometric(module):
+    middle, low, high = module("e17_steps_to_target").times(np.array([8.0, 2.0, 4.0]), np.array([2.0, 2.0, 2.0]))
+    assert middle == pytest.approx(2.0)
+    assert low < 2.0 < high
+
+
+def test_a_recorder_sees_the_steps_that_are_made(module):
+    learners, course = module("_learners"), module("_course")
+    x, y = module("_feeds").gaussians(40, 0.5, 3, 1.0, seed=0, bias=False)
+    networks = learners.Networks((3, 1), (0.1, 0.2), 1)
+    before = [p.clone() for p in networks.parameters]
+    seen = course.Recorder(networks, None, torch.ones(2), [1], lambda models: np.array(len(models.parameters)))
+    batch = torch.arange(40)[None, None]
+    optimiser = learners.Optimiser("sgd", networks)
+    learners.train(networks, x[None], y, batch, optimiser, row_losses=seen.row_losses, falling=False, watch=seen)
+    moved = sum(((p - q) ** 2).sum(dim=(2, 3)) for p, q in zip(networks.parameters, before, strict=True)).sqrt()
+    torch.testing.assert_close(seen.lengths[0], moved.detach())
+    assert float(seen.lengths[0][0, 1]) == pytest.approx(2 * float(seen.lengths[0][0, 0]), rel=1e-4)
+    assert (len(seen.batches), len(seen.unseen)) == (1, 1)
+    z = (x @ before[0][0, 0] + before[1][0, 0])[:, 0]
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(z, y.float())
+    torch.testing.assert_close(seen.batches[0][0, 0], expected)
+
+
+@pytest.fixture
+def kept(module, monkeypatch, tmp_path):
+    """Keeps made-up findings in place of the results."""
+    monkeypatch.setattr(module("_kept"), "RESULTS", tmp_path)
+
+    def keep(experiment, measured_by_quantity):
+        rows = [
+            dict(quantity=name, expected="0", measured=value, low=value - 1, high=value + 1, verdict="open")
+            for name, value in measured_by_quantity.items()
+        ]
+        (tmp_path / f"{experiment}_x.json").write_text(json.dumps(dict(findings=rows, grids=[])))
+
+    return keep
+
+
+def test_a_figure_of_other_results_is_found(module, monkeypatch, tmp_path, kept):
+    plots, svg = module("plots"), module("_svg")
+    cover = {f"majority seen after {e} epochs, {arm}": e / 4 for e in (1, 2) for arm in (plots.OURS, plots.IID)}
+    monkeypatch.setattr(plots, "PLOTS", {"coverage": plots.PLOTS["coverage"]})
+    kept("e06", cover)
+    assert plots.stale(tmp_path) == ["coverage.svg"]
+    plots.write(tmp_path)
+    assert plots.stale(tmp_path) == []
+    text = (tmp_path / "coverage.svg").read_text()
+    assert svg.svg_of("coverage", plots.PLOTS["coverage"], plots.PLOTS["coverage"].data()) == text
+    kept("e06", cover | {f"majority seen after 2 epochs, {plots.OURS}": 0.9})
+    assert plots.stale(tmp_path) == ["coverage.svg"]
+
+
+def test_a_table_of_other_results_is_found(module, monkeypatch, tmp_path, kept):
+    why = module("why")
+    monkeypatch.setattr(why, "DOCUMENTS", (tmp_path / "page.md",))
+    monkeypatch.setattr(module("plots"), "PLOTS", {})
+    (tmp_path / "page.md").write_text("Text.\n\n<!-- e01: CV * -->\n\nMore.\n")
+    kept("e01", {"CV of a": 1.0, "CV of b": 2.0, "chance": 3.0})
+    with pytest.raises(SystemExit, match=r"page\.md: not what the results say"):
+        why.main(check=True)
+    why.main(check=False)
+    why.main(check=True)
+    text = (tmp_path / "page.md").read_text()
+    assert "| CV of a | 0 | 1 | 0 .. 2 | open |\n| CV of b" in text
+    assert "chance" not in text
+    kept("e01", {"chance": 3.0})
+    with pytest.raises(SystemExit, match=r"e01: no quantity 'CV \*'"):
+        why.main(check=True)
+    (tmp_path / "e01_x.json").unlink()
+    with pytest.raises(SystemExit, match="e01: 0 kept results; run"):
+        why.main(check=True)
+
+
+@pytest.mark.parametrize("rule", ["", ", best rates", " at best rates"])
+def test_real_tables_are_drawn_whatever_their_names(module, kept, rule):
+    plots, svg = module("plots"), module("_svg")
+    arms = ("natural", plots.WEIGHTED, "unheard of")
+    kept("e10", {f"a, B 8 (B f = 1): {m}{rule}, fastbalance minus {arm}": 0.5 for m in ("x", "pr_auc") for arm in arms})
+    data = plots.tables_data()
+    assert data["metric"] == "pr_auc"
+    of_rule = [["a, B 8 (B f = 1)", "pr_auc", "best rates" if rule else "", arm, 0.5, -0.5, 1.5] for arm in arms[:2]]
+    assert data["rows"] == of_rule
+    assert "<svg" in svg.svg_of("real_tables", plots.PLOTS["real_tables"], data)
+
+
+def test_every_figure_is_on_the_page(module):
+    page = BENCH.parent / "docs" / "why-resample.md"
+    embedded = re.findall(r"\]\(figures/(\w+)\.svg\)", page.read_text())
+    assert sorted(embedded) == sorted(module("plots").PLOTS)
+    assert sorted(path.stem for path in (page.parent / "figures").glob("*")) == sorted(embedded)
 
 
 @pytest.mark.slow

@@ -28,6 +28,14 @@ def permuted_mass_cv(share: float, batch_rows: int, rows: int) -> float:
     return mass_cv(share, batch_rows) * float(np.sqrt((rows - batch_rows) / (rows - 1)))
 
 
+def averaged_cv(beta: float) -> float:
+    """What an exponential average, `v = beta * v + m`, leaves of the CV of independent masses m.
+
+    Derivation: the mean is 1 / (1 - beta) times that of m, the variance 1 / (1 - beta^2) times.
+    """
+    return float(np.sqrt((1 - beta) / (1 + beta)))
+
+
 def weight_cv(f: float, batch_rows: int, q: float = 0.5) -> float:
     """CV of the whole weight of a batch, which has mean 1 a row; any resampler has 0."""
     majority, minority = weights(f, q)

@@ -2,21 +2,27 @@
 
 Set-up: logistic regression on two Gaussian clouds (10 features, distance 2), 20,000 rows fresh for each of 10 seeds,
 300 steps of every arm, a falling rate, SGD, momentum and Adam; f = 10 .. 0.1 %, B = 8 .. 2048; the same grid of rates
-for all arms. Measured: the balanced log-loss on 20,000 balanced test rows, above that of the best linear model; the
-best rate is chosen on the same rows, for all arms alike.
+for all arms. The weights q_c / f_c have mean 1 over the rows: this is the rate-compensated form of the common
+w = (1, n0 / n1), whose mean 2 (1 - f) would nearly double the rate. All models start at the log-odds of their
+batches: natural ones at log(f / (1 - f)), all others at 0. Measured: the balanced log-loss on 20,000 balanced test
+rows, above that of the best linear model. An arm's best rate is the one with the least mean loss on 20,000 other
+balanced rows. "Same rate": all at the best rate of fastbalance.
 
 Expected: a gap where B f, the minority rows of a batch, is below about 5, and none (within .005) where it is large.
 That the gap is smaller under Adam is a hypothesis. "Usable rates" is the width of the range within 2 % of an arm's
 best loss.
 
 Seen first: the split of B f < 5 at 1, and the findings on adjusted logits, were added after a first run, in which one
-average over B f < 5 hid that the weighted loss / B lags below 1 only. No range was moved.
+average over B f < 5 hid that the weighted loss / B lags below 1 only. In that run rates were chosen on the test rows,
+the same rate was no finding, and natural models began at 0, which adjusting the logits made the worst of all starts.
+No range was moved.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -39,7 +45,7 @@ from ._learners import (
 )
 
 ROWS, FEATURES, DISTANCE = 20_000, 10, 2.0
-N_RATES, DIVERGED = 8, 1e3
+N_RATES, DIVERGED = 9, 1e3
 Band = tuple[float, float]
 FEW, SOME, MANY = (0.0, 1.0), (1.0, 5.0), (20.0, math.inf)
 BANDS = {"B f < 1": FEW, "1 <= B f < 5": SOME, "B f >= 20": MANY}
@@ -50,90 +56,111 @@ RATES = {
     "adam": tuple(0.0003 * 10 ** (k / 2) for k in range(N_RATES)),
 }
 NO_GAP = Expected(-0.005, 0.005, "0 ± 0.005", "no gap at large B f")
+SHOWN = ((0.01, 32), (0.01, 2048))  # f and B of the grid by rate
+Rows = tuple[torch.Tensor, torch.Tensor]  # features [1, n_rows, n_features] and labels
 
-Losses = dict[Arm, np.ndarray]  # float64 [n_seeds, n_rates]
+
+@dataclass(frozen=True)
+class Excess:
+    """Balanced loss of an arm above that of the best linear model, float64 [n_seeds, n_rates]."""
+
+    valid: np.ndarray
+    test: np.ndarray
+
+    @property
+    def best(self) -> int:
+        """The rate that validation rows choose."""
+        return int(np.argmin(self.valid.mean(axis=0)))
+
+    def at(self, rate: int) -> np.ndarray:
+        """Of the test rows, float64 [n_seeds]. A run that diverged counts as very bad, not as infinite."""
+        return np.minimum(self.test[:, rate], DIVERGED)
+
+
+Losses = dict[Arm, Excess]
 Found = dict[tuple[str, float, int], Losses]  # optimiser, f, B
 
 
-def data(f: float, n_seeds: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    train_x, labels = zip(
+def data(f: float, n_seeds: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x, labels = zip(
         *(_feeds.gaussians(ROWS, f, FEATURES, DISTANCE, s, bias=False) for s in range(n_seeds)), strict=True
     )
-    test_x, test_y = _feeds.gaussians(ROWS, 0.5, FEATURES, DISTANCE, 10_000, bias=False)
-    return torch.stack(train_x), labels[0], test_x[None], test_y
+    return torch.stack(x), labels[0]
 
 
-def best_possible(test_x: torch.Tensor, test_y: torch.Tensor) -> float:
+def balanced_rows(seed: int) -> Rows:
+    """Fresh rows, as many of each class; seeds of training rows are small."""
+    x, y = _feeds.gaussians(ROWS, 0.5, FEATURES, DISTANCE, seed, bias=False)
+    return x[None], y
+
+
+def best_possible(rows: Rows) -> float:
     """Balanced loss of the model that made the data: log-odds are DISTANCE times the place along the axis."""
-    z = DISTANCE * test_x.sum(dim=2) / FEATURES**0.5
-    return float(balanced_loss(z[:, None, :, None], test_y)[0, 0])
+    z = DISTANCE * rows[0].sum(dim=2) / FEATURES**0.5
+    return float(balanced_loss(z[:, None, :, None], rows[1])[0, 0])
 
 
 def losses(f: float, batch_rows: int, kinds: Sequence[str], n_seeds: int, n_steps: int) -> dict[str, Losses]:
     """Excess loss of every arm with each optimiser; all optimisers see the same batches."""
-    x, y, test_x, test_y = data(f, n_seeds)
-    floor, weights = best_possible(test_x, test_y), class_weights(y)
+    x, y = data(f, n_seeds)
+    unseen, weights, log_odds = (balanced_rows(20_000), balanced_rows(10_000)), class_weights(y), np.log(f / (1 - f))
     found: dict[str, Losses] = {kind: {} for kind in kinds}
     for arm in ARMS:
-        feed = _feeds.FEEDS[arm.feed]
+        feed, prior = _feeds.FEEDS[arm.feed], log_odds if arm.adjusted else 0.0
         batches = torch.stack([feed(y, batch_rows, n_steps, seed) for seed in range(n_seeds)])
         for kind in kinds:
             networks = Networks((FEATURES, 1), RATES[kind], n_seeds, zero_last=True)
+            networks.parameters[-1].fill_(prior)
             train(networks, x, y, batches, Optimiser(kind, networks), divide=arm.divide, weights=weights)
             with torch.no_grad():
-                outputs = networks(test_x) - (np.log(f / (1 - f)) if arm.adjusted else 0.0)
-            found[kind][arm] = balanced_loss(outputs, test_y) - floor
+                each = [balanced_loss(networks(rows[0]) - prior, rows[1]) - best_possible(rows) for rows in unseen]
+            found[kind][arm] = Excess(*each)
     return found
 
 
-def best(values: np.ndarray) -> int:
-    return int(np.argmin(values.mean(axis=0)))
-
-
-def usable(values: np.ndarray, floor: float) -> int:
+def usable(excess: Excess, floor: float) -> int:
     """Rates of the grid whose mean loss is within 2 % of the best. The floor makes an excess a loss again."""
-    means = values.mean(axis=0) + floor
+    means = excess.test.mean(axis=0) + floor
     return int((means <= 1.02 * means.min()).sum())
 
 
-def gap(found: Losses, arm: Arm, same_rate: bool) -> Interval:
-    """Loss of an arm minus fastbalance's: each at its best rate, or both at fastbalance's best."""
+def gaps(found: Losses, arm: Arm, same_rate: bool) -> np.ndarray:
+    """Loss of an arm minus fastbalance's, float64 [n_seeds]: each at its best rate, or both at fastbalance's."""
     ours = found[OURS]
-    k = best(ours) if same_rate else best(found[arm])
-    return paired(np.minimum(found[arm][:, k], DIVERGED), ours[:, best(ours)])
+    return found[arm].at(ours.best if same_rate else found[arm].best) - ours.at(ours.best)
 
 
 def cell(values: Interval) -> str:
     return f"{values[0]:+.4f} ± {values[0] - values[1]:.4f}"
 
 
-def pooled(found: list[Losses], arm: Arm) -> np.ndarray:
-    """The gap at the best rates, averaged over settings, float64 [n_seeds]."""
-    gaps = [each[arm][:, best(each[arm])] - each[OURS][:, best(each[OURS])] for each in found]
-    return np.mean(gaps, axis=0)
+def pooled(found: list[Losses], arm: Arm, same_rate: bool = False) -> np.ndarray:
+    """The gap averaged over settings, float64 [n_seeds]."""
+    return np.mean([gaps(each, arm, same_rate) for each in found], axis=0)
 
 
 def in_band(found: Found, kind: str, band: Band) -> list[Losses]:
     return [each for (k, f, batch_rows), each in found.items() if k == kind and band[0] <= f * batch_rows < band[1]]
 
 
-def findings_of(kind: str, found: Found) -> list[Finding]:
+def findings_of(kind: str, found: Found, same_rate: bool) -> list[Finding]:
     """Whether fastbalance's loss is lower where batches hold few minority rows, and equal where they hold many."""
     findings = []
     for arm in (WEIGHTED, NORMALISED, IID, ADJUSTED):
         for name, band in BANDS.items():
             settings = in_band(found, kind, band)
             expected = NO_GAP if arm is IID or band is MANY else above(0, "a gap at B f < 5")
-            quantity = f"{kind}, {name}: loss of {arm.name} minus fastbalance, best rates"
+            rates = "same rate" if same_rate else "best rates"
+            quantity = f"{kind}, {name}: loss of {arm.name} minus fastbalance, {rates}"
             if settings:
-                findings.append(finding(quantity, expected, t_interval(pooled(settings, arm))))
+                findings.append(finding(quantity, expected, t_interval(pooled(settings, arm, same_rate))))
     return findings
 
 
 def smaller_under_adam(found: Found) -> Finding:
-    gaps = [pooled(in_band(found, kind, FEW), WEIGHTED) for kind in ("sgd", "adam")]
+    both = [pooled(in_band(found, kind, FEW), WEIGHTED) for kind in ("sgd", "adam")]
     hypothesis = above(0, "hypothesis: smaller under Adam")
-    return finding("gap of weighted / B at B f < 1: SGD minus Adam", hypothesis, paired(*gaps))
+    return finding("gap of weighted / B at B f < 1: SGD minus Adam", hypothesis, paired(*both))
 
 
 def tally(found: Found) -> Grid:
@@ -146,7 +173,7 @@ def tally(found: Found) -> Grid:
     for kind in dict.fromkeys(k for k, *_ in found):
         for name, band in TALLIED.items():
             settings = in_band(found, kind, band)
-            intervals = [[gap(each, arm, False) for each in settings] for arm in others]
+            intervals = [[t_interval(gaps(each, arm, False)) for each in settings] for arm in others]
             counts = (f"{sum(low > 0 for _, low, _ in of)} / {sum(high < 0 for *_, high in of)}" for of in intervals)
             grid.rows.append([kind, name, len(settings), *counts])
     return grid
@@ -160,22 +187,41 @@ def grids_of(found: Found, floor: float) -> list[Grid]:
     width = Grid(f"Rates of {N_RATES} within 2 % of the best loss", (*where, *(arm.name for arm in ARMS)))
     for (kind, f, batch_rows), each in found.items():
         setting = [kind, f"{f:.1%}", batch_rows, round(f * batch_rows, 3)]
-        best_rates.rows.append([*setting, *(cell(gap(each, arm, False)) for arm in others)])
-        same_rate.rows.append([*setting, *(cell(gap(each, arm, True)) for arm in others)])
+        best_rates.rows.append([*setting, *(cell(t_interval(gaps(each, arm, False))) for arm in others)])
+        same_rate.rows.append([*setting, *(cell(t_interval(gaps(each, arm, True))) for arm in others)])
         width.rows.append([*setting, *(usable(each[arm], floor) for arm in ARMS)])
     return [best_rates, same_rate, width]
 
 
+def by_rate(found: Found) -> Grid:
+    """The loss of every arm at every rate, for few settings."""
+    grid = Grid(
+        "Loss above the best possible, by rate", ("optimiser", "f", "B", "B f", "rate", *(a.name for a in ARMS))
+    )
+    for (kind, f, batch_rows), each in found.items():
+        if (f, batch_rows) in SHOWN:
+            for k, rate in enumerate(RATES[kind]):
+                cells = (cell(t_interval(each[arm].at(k))) for arm in ARMS)
+                grid.rows.append([kind, f"{f:.1%}", batch_rows, round(f * batch_rows, 3), rate, *cells])
+    return grid
+
+
+def at_the_edge(found: Found) -> str:
+    """How often the best rate is the first or the last of the grid: a better one may lie outside."""
+    edges = {arm.name: sum(each[arm].best in (0, N_RATES - 1) for each in found.values()) for arm in ARMS}
+    told = ", ".join(f"{name} {count}" for name, count in edges.items() if count)
+    return f"Best rate at an edge of the grid, of {len(found)} settings: {told or 'never'}."
+
+
 def run(quick: bool) -> Result:
-    shares, batches = ((0.01,), (16, 2048)) if quick else ((0.1, 0.03, 0.01, 0.003, 0.001), (8, 32, 128, 512, 2048))
+    shares, batches = ((0.01,), (32, 2048)) if quick else ((0.1, 0.03, 0.01, 0.003, 0.001), (8, 32, 128, 512, 2048))
     n_seeds, n_steps = (4, 100) if quick else (10, 300)
     kinds = ("sgd", "adam") if quick else tuple(RATES)
     by_setting = {
         (f, batch_rows): losses(f, batch_rows, kinds, n_seeds, n_steps) for f in shares for batch_rows in batches
     }
     found = {(kind, *setting): each[kind] for kind in kinds for setting, each in by_setting.items()}
-    findings = []
-    for kind in kinds:
-        findings += findings_of(kind, found)
+    findings = [each for same_rate in (False, True) for kind in kinds for each in findings_of(kind, found, same_rate)]
     findings.append(smaller_under_adam(found))
-    return Result(findings, [tally(found), *grids_of(found, best_possible(*data(0.5, 1)[2:]))])
+    floor = best_possible(balanced_rows(10_000))
+    return Result(findings, [tally(found), *grids_of(found, floor), by_rate(found)], [at_the_edge(found)])

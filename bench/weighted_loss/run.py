@@ -1,9 +1,9 @@
-"""Run the experiments, and write docs/weighted_loss_table.md from what they found.
+"""Run the experiments, and write docs/weighted_loss_table.md and what `why.py` writes from what they found.
 
 python bench/weighted_loss/run.py                all of them, about half an hour on one core
 python bench/weighted_loss/run.py --quick        fewer seeds, steps and settings; nothing is kept
 python bench/weighted_loss/run.py --only e03     one, or several: --only e03 e05
-python bench/weighted_loss/run.py --report       only write the document from the kept results
+python bench/weighted_loss/run.py --report       only write documents and figures from the kept results
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--only", nargs="+", metavar="e03", default=[])
     arguments = parser.parse_args()
-    from weighted_loss import _common, _report
+    from weighted_loss import _common, _report, why
 
     torch.set_num_threads(1)  # the products are small: a second thread makes them slower
     chosen = [name for name in experiments() if not arguments.only or name[:3] in arguments.only]
@@ -50,6 +50,7 @@ def main() -> None:
     print(f"{time.perf_counter() - started:.0f} s in all, CPU {time.process_time():.0f} s")
     if not arguments.quick:
         _report.write({name: str(import_module(f"weighted_loss.{name}").__doc__) for name in experiments()})
+        why.main(check=False)
 
 
 if __name__ == "__main__":
