@@ -31,9 +31,11 @@ NATURAL = Arm("natural", "natural")
 TUNED = replace(NATURAL, name="natural, tuned threshold")
 ADJUSTED = replace(NATURAL, name="natural, logits adjusted", adjusted=True)
 UNCOMPENSATED = Arm("weighted (1, n0/n1) / B", "natural", "rows")
+FROM_ZERO = Arm("weighted / B, bias 0", "natural", "rows")
 UNDER = Arm("fastbalance, undersampled", "under")
 BACK = Arm("downsampled, weighted back", "under", "rows")
-ARMS = (OURS, WEIGHTED, UNCOMPENSATED, NORMALISED, IID, UNDER, BACK, NATURAL)
+ARMS = (OURS, WEIGHTED, FROM_ZERO, UNCOMPENSATED, NORMALISED, IID, UNDER, BACK, NATURAL)
+SAME_RATE_ONLY = (FROM_ZERO, UNCOMPENSATED)
 DECISIONS = (TUNED, ADJUSTED)  # the natural network, deciding otherwise
 
 HIDDEN, DROPOUT, LOOKS = 16, 0.5, 4
@@ -97,10 +99,11 @@ def trained(table: Table, arm: Arm, batches: torch.Tensor) -> tuple[Networks, np
     """The networks of all seeds and rates at their best, and their PR-AUC on validation rows."""
     (x, y), n_classes = table.train, len(table.counts)
     shares = torch.from_numpy(table.counts / table.counts.sum()).float()
-    rates = RATES[:1] if arm is UNCOMPENSATED else RATES
+    rates = RATES[:1] if arm in SAME_RATE_ONLY else RATES
     networks = Networks((x.shape[1], HIDDEN, 1 if n_classes == 2 else n_classes), rates, len(batches))
     bias = shares.log() if n_classes > 2 else (shares[1] / shares[0]).log()
-    networks.parameters[-1][:] = bias if arm is BACK or arm.feed == "natural" else 0.0
+    natural_start = arm is BACK or (arm.feed == "natural" and arm is not FROM_ZERO)
+    networks.parameters[-1][:] = bias if natural_start else 0.0
     best = Best(networks, table.valid, batches.shape[1] // LOOKS)
     torch.manual_seed(0)  # dropout
     losses = binary_losses if n_classes == 2 else class_losses

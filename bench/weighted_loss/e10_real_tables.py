@@ -27,12 +27,13 @@ import numpy as np
 
 from ._common import Expected, Finding, Grid, Interval, Result, finding, paired
 from ._learners import OURS, WEIGHTED, Arm
-from ._matched import DECISIONS, RATES, UNCOMPENSATED, Found, results
+from ._matched import DECISIONS, FROM_ZERO, RATES, SAME_RATE_ONLY, UNCOMPENSATED, Found, results
 from ._scores import COLUMNS, cells
 from ._tables import TABLES, Table
 
 BATCHES = {"flights": (2048, 32), "sylva": (512, 8), "shuttle": (512, 8), "fars": (1024, 32), "military": (1024, 32)}
 QUICK = {"sylva": (512,), "fars": (32,)}
+WEIGHTED_BY_ROWS = (WEIGHTED, FROM_ZERO, UNCOMPENSATED)  # for these, the metric that the tutorial prints too
 SAME, BEST = "rate 1e-3", "best rates"
 ENOUGH = 20.0  # B f
 NO_GAP = Expected(-0.005, 0.005, "0 ± 0.005", "B f >> 1; the tutorial's gap is .026")
@@ -46,14 +47,14 @@ def gap(found: dict[Arm, Found], rule: str, arm: Arm, metric: str) -> Interval:
 
 
 def others(found: dict[Arm, Found], rule: str) -> list[Arm]:
-    """The arms to compare with: weights whose mean is not 1 make another rate, so they stand at the same rate only."""
-    return [arm for arm in found if arm is not OURS and not (rule == BEST and arm is UNCOMPENSATED)]
+    """The arms to compare with."""
+    return [arm for arm in found if arm is not OURS and not (rule == BEST and arm in SAME_RATE_ONLY)]
 
 
 def metrics_of(arm: Arm) -> tuple[str, ...]:
     if arm in DECISIONS:
         return ("balanced_accuracy",)
-    return ("roc_auc", "pr_auc") if arm in (UNCOMPENSATED, WEIGHTED) else ("pr_auc",)
+    return ("roc_auc", "pr_auc") if arm in WEIGHTED_BY_ROWS else ("pr_auc",)
 
 
 def findings_of(where: str, b_f: float, found: dict[Arm, Found]) -> list[Finding]:
