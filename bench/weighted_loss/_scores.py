@@ -1,4 +1,4 @@
-"""Logits of several networks, and their scores by the metrics of `fastbalance compare` and three more.
+"""Logits of several networks, and their scores by the metrics of `fastbalance compare` and some more.
 
 Logits are float64 [.., n_classes] for two classes too: what one output of a sigmoid says stands beside a 0.
 """
@@ -18,11 +18,6 @@ from ._learners import Networks
 
 # `_raw`: before prior correction. `_tuned`: at the threshold (of many classes: the multiple of the log priors taken
 # from the logits) with the best balanced accuracy on validation rows; else the larger logit decides, or .5.
-METRICS = (
-    "roc_auc", "pr_auc", "pr_auc_corrected", "balanced_accuracy", "balanced_accuracy_tuned", "worst_recall", "worst_recall_tuned",
-    "mcc", "mcc_tuned", "ece_raw", "ece", "brier_raw", "brier", "log_loss_raw", "log_loss",
-)  # fmt: skip
-# The same for a table: what stands in one of its columns.
 COLUMNS = {
     "ROC-AUC": ("roc_auc",),
     "PR-AUC, before / after correction": ("pr_auc", "pr_auc_corrected"),
@@ -33,6 +28,7 @@ COLUMNS = {
     "Brier, before / after": ("brier_raw", "brier"),
     "log loss, before / after": ("log_loss_raw", "log_loss"),
 }
+METRICS = tuple(metric for metrics in COLUMNS.values() for metric in metrics)
 
 
 def logits_of(networks: Networks, x: torch.Tensor) -> np.ndarray:

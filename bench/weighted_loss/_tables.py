@@ -146,9 +146,9 @@ def military() -> Table:
     x, y, left_out = without_few(columns_of(table, MILITARY_COLUMNS), table[MILITARY].to_numpy())
     note = (
         f"left out: {left_out}; `rownames`, as the rows are sorted. `grade` stays: it names the ladder (officers, "
-        "warrant officers, enlisted), not the step. Rows of the same features are in all parts: there are a few hundred "
-        f"different ones. Only about {MILITARY_TEST_ROWS:,} test rows are scored, in the shares of the table, but of a "
-        f"class that would then have fewer than {FEWEST}, as many as there are"
+        "warrant officers, enlisted), not the step. Rows of the same features are in all parts: there are a few "
+        f"hundred different ones. Only about {MILITARY_TEST_ROWS:,} test rows are scored, in the shares of the table, "
+        f"but of a class that would then have fewer than {FEWEST}, as many as there are"
     )
     return Table("military", *encoded(x, y, MILITARY_TEST_ROWS), note)
 
