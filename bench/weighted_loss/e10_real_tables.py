@@ -104,12 +104,10 @@ def summary(found: dict[str, dict[Arm, Found]], rule: str) -> Grid:
 
 def edges(where: str, found: dict[Arm, Found]) -> list[str]:
     """Which arms would perhaps be better at a rate outside of the grid."""
-    arms = {
-        rate: [arm.name for arm in others(found, BEST) if found[arm].rate == rate] for rate in (RATES[0], RATES[-1])
-    }
-    return [
-        f"{where}: the best rate is {rate:g}, the edge of the grid, for {', '.join(a)}" for rate, a in arms.items() if a
-    ]
+    searched = [arm for arm in found if arm not in (*SAME_RATE_ONLY, *DECISIONS)]
+    arms = {rate: [arm.name for arm in searched if found[arm].rate == rate] for rate in (RATES[0], RATES[-1])}
+    told = f"{where}: the best rate is at the edge of the grid,"
+    return [f"{told} {rate:g}, for: {'; '.join(names)}" for rate, names in arms.items() if names]
 
 
 def run(quick: bool) -> Result:
