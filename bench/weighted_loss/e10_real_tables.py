@@ -111,7 +111,7 @@ def edges(where: str, found: dict[Arm, Found]) -> list[str]:
 
 
 def run(quick: bool) -> Result:
-    n_seeds, n_steps = (3, 40) if quick else (10, 500)
+    n_seeds, n_steps = (2, 40) if quick else (10, 500)
     findings, grids, remarks, found = [], [], [], {}
     for name, batches in (QUICK if quick else BATCHES).items():
         try:
