@@ -50,3 +50,8 @@ def grid(experiment: str, title: str) -> list[dict[str, Any]]:
         if found["title"] == title:
             return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
     raise KeyError(f"{experiment}: no grid {title!r}")
+
+
+def interval(cell: str) -> list[float]:
+    """Value and half width of a cell such as "+0.0051 ± 0.0016"."""
+    return [float(part) for part in cell.split(" ± ")]

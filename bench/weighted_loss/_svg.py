@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -98,6 +98,10 @@ def name_lines(ax: Axes, ends: Mapping[str, tuple[float, str]], apart: float) ->
     levels = isotonic_regression(np.array([level for level, *_ in named]) - steps) + steps
     for level, (_, name, colour) in zip(levels, named, strict=True):
         ax.annotate(name, (1.015, level), xycoords="axes fraction", color=colour, va="center", annotation_clip=False)
+
+
+def named_ticks(ax: Axes, values: Sequence[float]) -> None:
+    ax.set_xticks(values, [f"{value:g}" for value in values])
 
 
 def in_words(times: float) -> str:

@@ -8,7 +8,6 @@ formulas.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import _formulas
-from ._kept import findings, grid
-from ._svg import WIDTH_INCHES, Data, Plot, digest, digest_in, in_words, name_lines, style, svg_of
+from ._kept import findings, grid, interval
+from ._svg import WIDTH_INCHES, Data, Plot, digest, digest_in, in_words, name_lines, named_ticks, style, svg_of
 
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 OURS, WEIGHTED, IID = "fastbalance", "weighted / B", "WeightedRandomSampler"
@@ -40,15 +39,6 @@ def write(folder: Path = FIGURES) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, plot in PLOTS.items():
         (folder / f"{name}.svg").write_text(svg_of(name, plot, plot.data()))
-
-
-def interval(cell: str) -> list[float]:
-    """Value and half width of a cell such as "+0.0051 ± 0.0016"."""
-    return [float(part) for part in cell.split(" ± ")]
-
-
-def named_ticks(ax: Axes, values: Sequence[float]) -> None:
-    ax.set_xticks(values, [f"{value:g}" for value in values])
 
 
 def dispersion_data() -> Data:
