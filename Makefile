@@ -19,7 +19,7 @@ $(VENV)/demo: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/bench: $(VENV)/dev
 	$(BIN)/pip install --quiet "$(TORCH)" -e ".[bench]"
-	$(BIN)/pip install --quiet --no-deps litdata==0.2.76 catalyst==22.4 torchsampler==0.1.2
+	$(BIN)/pip install --quiet --no-deps litdata==0.2.76 torchsampler==0.1.2
 	touch $@
 
 $(VENV)/dev: $(VENV)/demo

@@ -2,8 +2,9 @@
 
 Set-up: N = 10^5 .. 10^8 rows, 1 % minority, batches of 4,096; an epoch of balanced row numbers, or 2^22 of them where
 it is longer. Peak memory is what the process grew by, labels not counted; making the sampler is.
-WeightedRandomSampler; imbalanced-learn's RandomOverSampler, torchsampler's ImbalancedDatasetSampler and catalyst's
-BalanceClassSampler (upsampling) where they are installed and work with this torch; fastbalance.
+WeightedRandomSampler; imbalanced-learn's RandomOverSampler and torchsampler's ImbalancedDatasetSampler where they are
+installed and work with this torch; fastbalance. Not catalyst's BalanceClassSampler: pip from 24.1 on refuses its last
+release, 22.4, and with torch 2.13 it cannot be constructed.
 
 Expected: torch's sampler raises RuntimeError above 2^24 = 16,777,216 rows; so does torchsampler, which draws by the
 same call. Rates are measured, not expected, but for the direction.
@@ -90,21 +91,14 @@ def torchsampler(labels: torch.Tensor) -> Iterator[int]:
     return iter(ImbalancedDatasetSampler(labels, labels=labels.tolist()))
 
 
-def catalyst(labels: torch.Tensor) -> Iterator[int]:
-    from catalyst.data.sampler import BalanceClassSampler
-
-    return iter(BalanceClassSampler(labels.tolist(), mode="upsampling"))
-
-
 MAKERS: dict[str, Maker] = {
     "fastbalance": ours,
     "WeightedRandomSampler": torch_sampler,
     "imbalanced-learn": imbalanced_learn,
     "torchsampler": torchsampler,
-    "catalyst": catalyst,
 }
 # Largest tables that they are given: torchsampler grows by 640 bytes a row, and takes 11 s for 10^6.
-LARGEST = {"imbalanced-learn": 10**7, "torchsampler": 10**6, "catalyst": 10**6}
+LARGEST = {"imbalanced-learn": 10**7, "torchsampler": 10**6}
 
 
 def measure(make: Maker, labels: torch.Tensor) -> list:
