@@ -10,7 +10,7 @@ the note says how often. Models start at the log-odds of their batches, as in e1
 run for the spread of the steps, with two arms. Spread of the steps: standard deviation / mean of the length of the
 updates in the second half of the run. A loss spike: a step whose batch has more than 3 times the median loss of the
 50 steps before it. Usable rates: those at which a seed comes to the target within the run. Seconds are of one model
-alone: the row numbers by the arm's feed, the rows, the step. Memory is what a fresh process grows by.
+alone: the row numbers by the arm's feed, the rows, the step. Memory is what fresh processes grow by.
 
 Expected: (1) Where only the minority pulls, the length of an SGD step has the CV of the class mass,
 sqrt((1 - s) / (s B)), s = f weighted and 0 for a fixed composition; momentum averages it, times
@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -223,9 +222,10 @@ def seconds_of_a_step(batch_rows: int, turns: int) -> dict[Arm, float]:
     return dict(zip(ARMS["momentum"], np.median(found, axis=0).tolist(), strict=True))
 
 
-def feed_memory(n_rows: int, arms: Sequence[Arm]) -> Grid:
+def feed_memory(quick: bool) -> Grid:
+    n_rows, arms, processes = (200_000, (OURS, IID), 1) if quick else (2_000_000, (OURS, WEIGHTED, IID), 3)
     grid = Grid(f"Peak memory of the feed, {n_rows:,} rows", ("arm", "feed", "grew by, MB"))
-    grid.rows = [[arm.name, arm.feed, _memory.of_feed(arm.feed, F, n_rows, 1000)] for arm in arms]
+    grid.rows = [[arm.name, arm.feed, _memory.of_feed(arm.feed, F, n_rows, 1000, processes)] for arm in arms]
     return grid
 
 
@@ -253,7 +253,7 @@ def tables(found: dict[int, dict[tuple[str, Arm], Course]], turns: int) -> list[
 def run(quick: bool) -> Result:
     batches = {10: 120} if quick else N_STEPS
     n_seeds = 2 if quick else 10
-    memory = feed_memory(200_000, (OURS, IID)) if quick else feed_memory(2_000_000, (OURS, WEIGHTED, IID))
+    memory = feed_memory(quick)
     found = {batch_rows: courses(batch_rows, n_steps, n_seeds) for batch_rows, n_steps in batches.items()}
     findings = [each for batch_rows, of in found.items() for each in of_batch(batch_rows, of)]
     findings += closed_forms(200 if quick else 4000, n_seeds)
