@@ -6,6 +6,7 @@
     _common.py     expectation, measurement, interval -> verdict; tables; results as JSON
     _tables.py     real tables from PyPI packages
     _course.py     a training that is watched step by step
+    _memory.py     peak memory of a feed, in a process of its own
     _report.py     the kept results as a document
     e00 .. e17     one experiment a file: question, set-up, expectation, and `run(quick)`
     run.py         runs them and writes docs/weighted_loss_table.md, then calls why.py

@@ -10,7 +10,7 @@ the note says how often. Models start at the log-odds of their batches, as in e1
 run for the spread of the steps, with two arms. Spread of the steps: standard deviation / mean of the length of the
 updates in the second half of the run. A loss spike: a step whose batch has more than 3 times the median loss of the
 50 steps before it. Usable rates: those at which a seed comes to the target within the run. Seconds are of one model
-alone: the row numbers by the arm's feed, the rows, the step.
+alone: the row numbers by the arm's feed, the rows, the step. Memory is what fresh processes grow by.
 
 Expected: (1) Where only the minority pulls, the length of an SGD step has the CV of the class mass,
 sqrt((1 - s) / (s B)), s = f weighted and 0 for a fixed composition; momentum averages it, times
@@ -34,7 +34,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from . import _feeds, _formulas
+from . import _feeds, _formulas, _memory
 from ._common import Expected, Finding, Grid, Interval, Result, about, above, below, exact, finding, paired, t_interval
 from ._course import Course, Recorder, first_at, spike_share, spread
 from ._learners import (
@@ -52,7 +52,6 @@ from ._learners import (
     train,
 )
 from .e13_rate_and_batch import DISTANCE, FEATURES
-from .e15_index_rate import Peak
 
 F, ROWS, UNSEEN, ABOVE_BEST = 0.01, 100_000, 4_000, 1.05
 N_STEPS = {10: 8000, 30: 4000, 100: 2000, 500: 600, 2000: 400}  # by B
@@ -223,22 +222,17 @@ def seconds_of_a_step(batch_rows: int, turns: int) -> dict[Arm, float]:
     return dict(zip(ARMS["momentum"], np.median(found, axis=0).tolist(), strict=True))
 
 
-def feed_memory(n_rows: int) -> Grid:
-    """MB by which the process grows while an arm's feed makes an epoch of row numbers, these included."""
-    y, few = _feeds.two_class_labels(n_rows, F), _feeds.two_class_labels(1000, F)
+def feed_memory(quick: bool) -> Grid:
+    n_rows, arms, processes = (200_000, (OURS, IID), 1) if quick else (2_000_000, (OURS, WEIGHTED, IID), 3)
     grid = Grid(f"Peak memory of the feed, {n_rows:,} rows", ("arm", "feed", "grew by, MB"))
-    for arm in (OURS, WEIGHTED, IID):
-        _feeds.FEEDS[arm.feed](few, 10, 10, 0)  # what is imported and compiled is not the feed's
-        with Peak() as peak:
-            _feeds.FEEDS[arm.feed](y, 1000, n_rows // 1000, 0)
-        grid.rows.append([arm.name, arm.feed, peak.bytes / 1e6])
+    grid.rows = [[arm.name, arm.feed, _memory.of_feed(arm.feed, F, n_rows, 1000, processes)] for arm in arms]
     return grid
 
 
 def tables(found: dict[int, dict[tuple[str, Arm], Course]], turns: int) -> list[Grid]:
     columns = "B, B f, arm, rate, came to it, steps, low, high, ms a step, usable rates"
     to_target = Grid("To the target, momentum, each at its best rate", columns.split(", "))
-    cost = Grid("Rows and seconds to the target, momentum", ("B", "B f", *(arm.name for arm in ARMS["momentum"])))
+    cost = Grid("Rows, and seconds, to the target, momentum", ("B", "B f", *(arm.name for arm in ARMS["momentum"])))
     evenness = Grid("The steps at the best rate", ("optimiser", "B", "B f", "arm", "rate", "spread", "spikes"))
     for batch_rows, each in found.items():
         seconds, setting, costs = seconds_of_a_step(batch_rows, turns), [batch_rows, F * batch_rows], []
@@ -251,15 +245,15 @@ def tables(found: dict[int, dict[tuple[str, Arm], Course]], turns: int) -> list[
                 came = f"{len(one.steps) - one.never} of {len(one.steps)}"
                 found_at = [rate, came, steps, low, high, 1e3 * seconds[arm], float(one.usable.mean())]
                 to_target.rows.append([*setting, arm.name, *found_at])
-                costs.append(f"{'> ' if one.never else ''}{steps * batch_rows:,.0f} rows, {steps * seconds[arm]:.2g} s")
+                costs.append(f"{'> ' if one.never else ''}{steps * batch_rows:,.0f}, {steps * seconds[arm]:.2g} s")
         cost.rows.append([*setting, *costs])
     return [to_target, cost, evenness]
 
 
 def run(quick: bool) -> Result:
-    batches = {10: 150, 500: 110} if quick else N_STEPS
-    n_seeds = 3 if quick else 10
-    memory = feed_memory(200_000 if quick else 2_000_000)
+    batches = {10: 120} if quick else N_STEPS
+    n_seeds = 2 if quick else 10
+    memory = feed_memory(quick)
     found = {batch_rows: courses(batch_rows, n_steps, n_seeds) for batch_rows, n_steps in batches.items()}
     findings = [each for batch_rows, of in found.items() for each in of_batch(batch_rows, of)]
     findings += closed_forms(200 if quick else 4000, n_seeds)
