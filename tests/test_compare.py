@@ -21,7 +21,7 @@ from fastbalance.compare_verdict import NEITHER, OURS, WEIGHTED, paired, recomme
 from fastbalance.comparison import compare, parse_budget
 from fastbalance.errors import ArgumentError, ColumnError, LabelError
 
-from .compare_page import short_run
+from .comparisons import mixed_table, short_run
 
 METHOD = {method.name: method for method in METHODS}
 NAN = math.nan
@@ -48,24 +48,7 @@ def test_columns_become_numbers():
 
 @pytest.fixture
 def table():
-    generator = np.random.default_rng(0)
-    n = 1000
-    late = generator.random(n) < 0.1
-    distance = np.where(generator.random(n) < 0.1, NAN, generator.normal(size=n) + late)
-    days = [None if k % 9 == 0 else datetime.date(2024, 1, 1) + datetime.timedelta(days=k % 300) for k in range(n)]
-    return pa.table({
-        "number": pa.array(distance, from_pandas=True),
-        "airport": [None if k % 7 == 0 else f"airport {k % 40}" for k in generator.permutation(n)],
-        "day": days,
-        "weekend": generator.random(n) < 0.3,
-        "id": generator.permutation(n),
-        "code": [f"row {k}" for k in range(n)],
-        "same": ["x"] * n,
-        "told": np.where(late, "yes", "no").tolist(),
-        "arrival": pa.array(np.where(late, NAN, generator.normal(size=n)), from_pandas=True),
-        "blob": [b"x"] * n,
-        "late": late,
-    })  # fmt: skip
+    return mixed_table()
 
 
 def test_ids_leaks_and_constants_are_left_out_and_reported(table):

@@ -10,11 +10,10 @@ from playwright.sync_api import sync_playwright
 from fastbalance import compare_report
 from fastbalance.compare_report import how_to_apply, page, write_report
 from fastbalance.compare_verdict import WEIGHTED
-from fastbalance.comparison import compare
 from fastbalance.errors import ArgumentError
 
 from .browser import find_browser
-from .compare_page import Page, short_run
+from .comparisons import Page, run_shortly, short_page, short_run
 
 _PHONE = {"width": 390, "height": 844}
 FORMS = {
@@ -49,7 +48,7 @@ LINES = """() => [...document.querySelectorAll(".key svg")].map((svg) => {
 
 
 def test_the_page_needs_no_network_and_is_well_formed():
-    text = page(short_run())
+    text = short_page()
     found = Page(text)
     assert found.open == []
     assert found.counts["figure"] == 5
@@ -76,7 +75,7 @@ def test_an_interrupted_run_has_a_page_of_what_was_finished(n_done):
             raise KeyboardInterrupt
 
     data = {"x": [k % 50 for k in range(400)], "y": [k % 7 == 0 for k in range(400)]}
-    results = compare(data, "y", budget="2s", n_seeds=3, progress=progress)
+    results = run_shortly(data, "y", progress=progress)
     assert results["interrupted"]
     assert len(results["arms"]) == 2 + n_done
     text = page(results)
@@ -98,7 +97,7 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
             write_report(short_run(), path)
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("r.html", "an older one")]
     write_report(short_run(), path)
-    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("r.html", page(short_run()))]
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("r.html", short_page())]
     with pytest.raises(
         ArgumentError, match=r"--output: got \[Errno 2\] .*; allowed: a file in a directory that can be"
     ):
@@ -202,10 +201,11 @@ def _contrast(one, other):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_browser_shows_the_page_without_fault(browser, form, tmp_path):
-    write_report(short_run(), tmp_path / "r.html")
+    (tmp_path / "r.html").write_text(short_page(), encoding="utf-8")
     assert faults(browser, form, tmp_path / "r.html") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "part", "instead", "fault"),
     [
@@ -220,12 +220,12 @@ def test_a_browser_shows_the_page_without_fault(browser, form, tmp_path):
         ("phone", ".wide { overflow-x: auto }", "", "scrolls sideways: "),
         ("phone", "<wbr>", "", "torn apart: WeightedRandomSampler"),
         ("phone", "th, td {", "th { max-width: 2rem } th, td {", "cut off: th"),
-        ("phone", "font: 9.5px", "font: 20px", "overlap: "),
-        ("phone", "font: 9.5px", "font: 7px", "tiny: "),
+        ("phone", "font-size: 9.5px", "font-size: 15px", "overlap: "),
+        ("phone", "font-size: 9.5px", "font-size: 6px", "tiny: "),
     ],
 )
 def test_a_page_with_a_fault_is_found_out(browser, form, part, instead, fault, tmp_path):
-    text = page(short_run())
+    text = short_page()
     assert part in text
     (tmp_path / "r.html").write_text(text.replace(part, instead), encoding="utf-8")
     assert any(each.startswith(fault) for each in faults(browser, form, tmp_path / "r.html"))
