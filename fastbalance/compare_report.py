@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ figure { margin: 0; max-width: 32rem } figure svg { width: 100%; height: auto }
 th, td { padding: .3rem .45rem; text-align: right; border-bottom: 1px solid var(--line); overflow-wrap: normal }
 th { vertical-align: bottom; width: 5rem; font-size: .75rem }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); width: auto;
-  min-width: 8.5rem; overflow-wrap: anywhere }
+  min-width: 9rem; overflow-wrap: anywhere }
 .ours td { font-weight: 600 } pre { background: var(--box); padding: .8rem; overflow-x: auto; font-size: .8125rem }
 .columns { columns: 18rem }
 """
@@ -95,12 +95,13 @@ def page(results: dict[str, Any]) -> str:
         f"<h1>Resample, or weight the loss? {escape(subject)}</h1>",
         f'<div class="answer"><strong>{escape(recommendation["headline"])}</strong>{evidence}</div>',
         f'<p class="dim">{escape(_set_up(results))}</p>',
-        "<h2>Left out, and other cautions</h2>" + _listed(cautions) if cautions else "",
+        "<h2>Left out, and other cautions</h2>" + _listed(map(escape, cautions)) if cautions else "",
         f"<h2>How to apply it</h2><pre>{escape(how_to_apply(results))}</pre>" if recommendation["weighted"] else "",
         f'<h2>Figures</h2><div class="figures">{_key(trained)}{"".join(figures)}</div>',
         "<h2>Arms</h2>" + _arm_table(arms) + (_difference_table(arms) if OURS in arms else ""),
         "<h2>Classes</h2>" + _class_table(results) + "<h2>Cost and learning rates</h2>" + _cost_table(results),
-        "<h2>Columns</h2>" + _listed([f"{name}: {kind}" for name, kind in results["columns"].items()], "columns"),
+        "<h2>Columns</h2>"
+        + _listed([_breakable(": ".join(column)) for column in results["columns"].items()], "columns"),
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     title = "fastbalance compare"
@@ -247,5 +248,5 @@ def _breakable(text: str) -> str:
     return "<wbr>".join(map(escape, re.split(r"(?<=_)|(?<=[a-z])(?=[A-Z])", text)))
 
 
-def _listed(texts: Sequence[str], kind: str = "") -> str:
-    return f'<ul class="{kind}">' + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+def _listed(items: Iterable[str], kind: str = "cautions") -> str:
+    return f'<ul class="{kind}">' + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
