@@ -184,13 +184,14 @@ def compare(
     output: Annotated[Path, Option(metavar="FILE", help="The report to write.")] = Path("fastbalance-compare.html"),
     seed: Annotated[int, Option(min=0, metavar="N", help="The first seed.")] = 0,
     seeds: Annotated[int, Option(min=3, metavar="N", help="Splits and networks of each arm.")] = 5,
+    jobs: Annotated[int | None, Option(min=1, metavar="N", help="Processes.", show_default="cores, up to 8")] = None,
     as_json: Json = False,
 ) -> None:
     """Resample, weight the loss, or neither? Train every way on your table, and get a report that says which."""
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise ArgumentError(explain("--output", got=repr(str(output)), allowed="a file in a folder that is there"))
     names = None if features is None else [name.strip() for name in features.split(",")]
-    options: Any = {"features": names, "model": model, "budget": budget, "seed": seed, "n_seeds": seeds}
+    options: Any = {"features": names, "model": model, "budget": budget, "seed": seed, "n_seeds": seeds, "n_jobs": jobs}
     with _progress() as progress:
         results = run_comparison(
             _source(paths), label[0] if len(label) == 1 else label, output=output, progress=progress, **options

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,10 +16,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
-from .compare_data import Sample, Splits
+from .compare_data import Splits
 from .compare_scores import calibration, pr_auc, pr_curve, score, tuned_offset
 from .compare_verdict import OURS
 from .errors import ArgumentError, explain
+from .kernels.threads import one_thread
 from .loader import BalancedLoader
 
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
@@ -112,23 +113,31 @@ def load_factory(name: str | None) -> Factory:
 
 
 def run_job(
-    method: Method, factory: Factory, splits: Splits, sample: Sample, batch_rows: int, n_steps: int, seed: int
+    method: Method,
+    factory: Factory,
+    splits: Splits,
+    batch_rows: int,
+    n_steps: int,
+    seed: int,
+    rates: Sequence[float] = RATES,
 ) -> dict[str, Any]:
-    """Train a method at every rate, take the rate that ranks the validation rows best, and score the test rows."""
+    """Train a method at some rates, take the rate that ranks the validation rows best, and score the test rows."""
     started_s = time.perf_counter()
     batches = draw_batches(method, splits.y[0], batch_rows, n_steps, seed)
     feed_s = time.perf_counter() - started_s
-    trained = {rate: train(method, factory, splits, batches, rate, seed) for rate in RATES}
-    valid = {rate: pr_auc(splits.y[1], network.valid) for rate, network in trained.items()}
-    rate = max(RATES, key=valid.__getitem__)
+    with one_thread():
+        trained = {rate: train(method, factory, splits, batches, rate, seed) for rate in rates}
+        valid = {rate: pr_auc(splits.y[1], network.valid) for rate, network in trained.items()}
+        rate = max(rates, key=valid.__getitem__)
+        test = predict(trained[rate].model, splits.x[2])
     best, priors = trained[rate], np.bincount(splits.y[0]) / len(splits.y[0])
     correction = np.log(priors) - np.log(effective_shares(method, priors))
     offset = tuned_offset(splits.y[1], best.valid, priors)
-    test = predict(best.model, splits.x[2])
     results = {
         **score(splits.y[2], test, correction, offset),
         "rate": rate,
-        "valid_pr_auc": list(valid.values()),
+        "valid_pr_auc": valid[rate],
+        "valid_by_rate": valid,
         "step_spread": best.step_spread,
         "curve": best.curve,
         "feed_s": feed_s,
@@ -149,10 +158,11 @@ def measure(factory: Factory, splits: Splits, batch_rows: int) -> tuple[float, f
     """Seconds of a step, and of what every network needs besides: its curve and its scores."""
     method = next(method for method in METHODS if method.name == OURS)
     batches = draw_batches(method, splits.y[0], batch_rows, _TRIAL_STEPS, 0)  # the kernels are compiled here, if ever
-    train(method, factory, splits, batches, RATES[0], 0)
-    started_s = time.perf_counter()
-    trained = train(method, factory, splits, batches, RATES[0], 0)
-    pr_auc(splits.y[1], trained.valid)
+    with one_thread():
+        train(method, factory, splits, batches, RATES[0], 0)
+        started_s = time.perf_counter()
+        trained = train(method, factory, splits, batches, RATES[0], 0)
+        pr_auc(splits.y[1], trained.valid)
     return trained.seconds / _TRIAL_STEPS, time.perf_counter() - started_s - trained.seconds
 
 

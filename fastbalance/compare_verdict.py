@@ -46,10 +46,10 @@ def recommend(arms: dict[str, dict[str, Any]], n_seeds: int) -> dict[str, Any]:
         text = f"Undecided: {n_seeds} of the at least {LEAST_SEEDS} seeds that an interval needs were finished."
         evidence = ["More time (--budget) finishes more of them."]
         return {"verdict": "undecided", "headline": text, "evidence": evidence, "weighted": None, "by_metric": {}}
-    weighted = max(WEIGHTED, key=lambda name: max(arms[name]["valid_pr_auc"]["mean"]))
+    weighted = max(WEIGHTED, key=lambda name: arms[name]["valid_pr_auc"]["mean"])
     ways = {"neither": NEITHER, "weight": weighted, "resample": OURS}
     verdicts = {metric: _verdict(arms, ways, metric) for metric in METRICS}
-    evidence = [_evidence(arms, ways, metric) for metric in METRICS]
+    evidence = [*(_evidence(arms, ways, metric) for metric in METRICS), *_other_arms(arms, ways)]
     found = {verdict for verdict in verdicts.values() if verdict != "no difference"}
     verdict = "no difference" if not found else found.pop() if len(found) == 1 else "depends"
     by_metric = dict(zip(METRICS.values(), verdicts.values(), strict=True))
@@ -97,3 +97,19 @@ def _evidence(arms: dict[str, Any], ways: dict[str, str], metric: str) -> str:
         shown = "ahead" if low > 0 else "behind" if high < 0 else "not shown to differ"
         parts.append(f"against {ways[way]} {d['mean']:+.3f} ({low:+.3f} to {high:+.3f}: {shown})")
     return f"{METRICS[metric]} on test rows: {means}. {ours}: {'; '.join(parts)}."
+
+
+def _other_arms(arms: dict[str, Any], ways: dict[str, str]) -> list[str]:
+    """A sentence for each metric by which an arm besides the three ways is best."""
+    texts = []
+    for metric, words in METRICS.items():
+        best = max(arms, key=lambda name: arms[name][metric]["mean"])
+        way = max(ways.values(), key=lambda name: arms[name][metric]["mean"])
+        if arms[best][metric]["mean"] > arms[way][metric]["mean"]:
+            d = paired(arms[best][metric]["seeds"], arms[way][metric]["seeds"])
+            low, high = d["interval"]
+            texts.append(
+                f"Highest {words} of all arms: {best}, {arms[best][metric]['mean']:.3f}, {d['mean']:+.3f} against "
+                f"{way} ({low:+.3f} to {high:+.3f}); the best of {len(arms)} looks better than it is."
+            )
+    return texts

@@ -1,8 +1,4 @@
-"""`fastbalance compare`: resample, weight the loss, or neither? Every way is trained on the user's table, and scored.
-
-A job is one method with one seed: a split of its own, the same first parameters for all methods, and a learning rate
-that its validation rows choose. Jobs go seed by seed, so that whatever is cut off leaves whole comparisons.
-"""
+"""`fastbalance compare`: resample, weight the loss, or neither? Every way, trained on the user's table, and scored."""
 
 from __future__ import annotations
 
@@ -16,16 +12,11 @@ import numpy as np
 
 from .compare_verdict import ADJUSTED, AS_IS, LEAST_SEEDS, METRICS, NEITHER, OURS, paired, recommend
 from .errors import ArgumentError, FastbalanceError, explain
-from .kernels.threads import one_thread
 
 DIFFERENCES = (*METRICS, "balanced_accuracy", "worst_recall_tuned", "log_loss", "brier", "ece")
 
 _USABLE = 0.95  # of the best validation PR-AUC: a rate that gets that much is usable
-_MOST_STEPS, _ENOUGH_STEPS, _LEAST_STEPS = 2000, 500, 50
 _ROWS_PER_S, _MOST_ROWS = 1000, (20_000, 200_000)  # scoring grows with the rows; fewer leave time for steps
-_WORK_SHARE = 0.9  # of the budget, after which no job begins: one may be under way, and the report takes seconds
-_TRAINING_SHARE = 0.75  # of that: times of steps vary, and there is scoring, reading and drawing
-_TRAIN_SHARE, _ENOUGH_PASSES = 0.6, 10
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 Progress = Callable[[str, int, int], None]
@@ -43,6 +34,7 @@ def compare(
     n_seeds: int = 5,
     batch_rows: int | None = None,
     max_rows: int | None = None,
+    n_jobs: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train on a table with natural, weighted and resampled batches under equal budgets, and say what to use.
@@ -59,6 +51,7 @@ def compare(
         n_seeds: How many seeds, at least 3.
         batch_rows: Rows of a batch; None: 256, or fewer where the training split is short.
         max_rows: Most rows to read; None: 1,000 for each second of the budget, from 20,000 to 200,000.
+        n_jobs: Processes; None: one for each core, up to one for each of the eight methods. They share the budget.
         progress: Called as `progress(stage, done, total)`.
 
     Returns:
@@ -77,6 +70,7 @@ def compare(
         from .compare_arms import METHODS, RATES, load_factory
         from .compare_data import read_sample
         from .compare_report import write_report
+        from .compare_runs import run
     except ImportError as error:
         raise FastbalanceError(f"compare: {error}. To get it: pip install 'fastbalance[compare]'") from error
     started_s = time.perf_counter()
@@ -86,7 +80,7 @@ def compare(
     most_rows = max_rows or int(np.clip(_ROWS_PER_S * budget_s, *_MOST_ROWS))
     sample = read_sample(source, label, features, most_rows, seed)
     tell("reading", 1, 1)
-    runs, notes = _run(sample, factory, range(seed, seed + n_seeds), batch_rows, budget_s, started_s, tell)
+    runs, notes = run(sample, factory, range(seed, seed + n_seeds), batch_rows, budget_s, started_s, n_jobs, tell)
     results = {
         "source": _paths(source),
         "label": label if isinstance(label, str) else list(label),
@@ -97,8 +91,8 @@ def compare(
         "arms": summaries(runs),
     }
     results["missing"] += _at_the_edge(results["arms"], RATES[-1])
-    results["recommendation"] = recommend(results["arms"], results["n_seeds"])
-    results["recommendation"]["evidence"] += _short_training(results)
+    results["passes"] = results["n_steps"] * results["batch_rows"] / results["rows"]["train"]
+    results["recommendation"] = cautious(recommend(results["arms"], results["n_seeds"]), results["passes"])
     results["seconds"] = time.perf_counter() - started_s
     if output is not None:
         write_report(results, Path(output))
@@ -112,15 +106,19 @@ def _paths(source: Any) -> str | list[str] | None:
     return str(source) if isinstance(source, str | Path) else None
 
 
-def _short_training(results: dict[str, Any]) -> list[str]:
-    """A caution where networks stopped early: balanced batches start faster, and that may be all that is seen."""
-    passes = results["n_steps"] * results["batch_rows"] / (_TRAIN_SHARE * results["rows"]["used"])
-    if passes >= _ENOUGH_PASSES:
-        return []
-    return [
-        f"This holds for {results['n_steps']:,} steps, {passes:.1f} passes over the training rows. Balanced batches "
-        "learn a rare class in fewer steps; a longer training (--budget) can close the gap, or turn it."
-    ]
+def cautious(recommendation: dict[str, Any], passes: float) -> dict[str, Any]:
+    """Say where networks stopped early: balanced batches start faster, and that may be all that is seen."""
+    from .compare_runs import ENOUGH_PASSES
+
+    if passes >= ENOUGH_PASSES or recommendation["verdict"] == "undecided":
+        return recommendation
+    caution = (
+        f"This holds for {passes:.1f} passes over the training rows. Balanced batches learn a rare class in fewer "
+        "steps; a longer training (--budget) can close the gap, or turn it."
+    )
+    short = f" But training saw the rows only {passes:.1f} times: see the caution."
+    evidence = [*recommendation["evidence"], caution]
+    return {**recommendation, "headline": recommendation["headline"] + short, "evidence": evidence}
 
 
 def _at_the_edge(arms: dict[str, dict[str, Any]], largest: float) -> list[str]:
@@ -143,8 +141,6 @@ def parse_budget(budget: str | float) -> float:
 
 def summaries(runs: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Results of each arm: every number with its seeds, mean, and paired difference to fastbalance uniform."""
-    from .compare_arms import RATES
-
     arms: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         for name, job in run.items():
@@ -153,9 +149,8 @@ def summaries(runs: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, 
     out: dict[str, dict[str, Any]] = {}
     for arm, results in arms.items():
         out[arm] = {key: _summary([result[key] for result in results]) for key in results[0]}
-        valid = out[arm]["valid_pr_auc"]["mean"]
-        usable = [rate for rate, v in zip(RATES, valid, strict=True) if v >= _USABLE * max(valid)]
-        out[arm]["usable_rates"] = {"rates": usable}
+        tried = results[0]["valid_by_rate"]
+        out[arm]["usable_rates"] = {"rates": [rate for rate, v in tried.items() if v >= _USABLE * max(tried.values())]}
     for name, numbers in out.items():
         if name != OURS and OURS in out:
             for key in DIFFERENCES:
@@ -181,74 +176,9 @@ def _summary(values: Sequence[Any]) -> dict[str, Any]:
     return {"seeds": list(values), "mean": np.mean(values, axis=0).tolist()}
 
 
-def _run(
-    sample: Any,
-    factory: Any,
-    seeds: Sequence[int],
-    batch_rows: int | None,
-    budget_s: float,
-    started_s: float,
-    tell: Progress,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Run the jobs of each seed until all are done, time is up, or Ctrl-C; results of each seed, by method."""
-    from .compare_arms import METHODS, RATES, measure, run_job
-    from .compare_data import split
-
-    runs: list[dict[str, Any]] = []
-    notes: dict[str, Any] = {"interrupted": False, "missing": [], "budget_s": budget_s}
-    total, deadline_s = len(seeds) * len(METHODS), started_s + _WORK_SHARE * budget_s
-    with one_thread():
-        try:
-            splits = split(sample, seeds[0])
-            n_rows = batch_rows or _batch_rows(len(splits.y[0]), len(sample.classes))
-            left_s = (deadline_s - time.perf_counter()) * _TRAINING_SHARE
-            n_networks = len(METHODS) * len(RATES)
-            n_steps, n_fit = _fit(left_s / n_networks, len(seeds), *measure(factory, splits, n_rows))
-            notes |= {"n_steps": n_steps, "batch_rows": n_rows, "n_features": splits.x[0].shape[1]}
-            if n_fit < len(seeds):
-                notes["missing"].append(f"{len(seeds) - n_fit} of {len(seeds)} seeds: they did not fit the budget")
-            if n_steps < _ENOUGH_STEPS:
-                notes["missing"].append(
-                    f"steps: {n_steps} a network is little; with more the arms may come out otherwise"
-                )
-            seeds, total = seeds[:n_fit], n_fit * len(METHODS)
-            for k, seed in enumerate(seeds):
-                splits = splits if k == 0 else split(sample, seed)
-                runs.append({})
-                for m, method in enumerate(METHODS):
-                    tell("training", k * len(METHODS) + m, total)
-                    if any(runs) and time.perf_counter() > deadline_s:
-                        raise TimeoutError
-                    runs[-1][method.name] = run_job(method, factory, splits, sample, n_rows, n_steps, seed)
-            tell("training", total, total)
-        except TimeoutError:
-            notes["missing"].append(f"what came after method {len(runs[-1])} of seed {len(runs)}: the time was up")
-        except KeyboardInterrupt:
-            if not any(runs):
-                raise
-            notes["interrupted"] = True
-            notes["missing"].append(f"what came after method {len(runs[-1])} of seed {len(runs)}: interrupted")
-    whole = [run for run in runs if len(run) == len(METHODS)]
-    return whole or runs[:1], notes
-
-
-def _fit(network_s: float, n_seeds: int, step_s: float, fixed_s: float) -> tuple[int, int]:
-    """Steps and seeds for a time for one network of each seed together: seeds give way first, down to three."""
-    while True:
-        n_steps = int((network_s / n_seeds - fixed_s) / step_s)
-        if n_steps >= _ENOUGH_STEPS or n_seeds <= LEAST_SEEDS:
-            return int(np.clip(n_steps, _LEAST_STEPS, _MOST_STEPS)), n_seeds
-        n_seeds -= 1
-
-
-def _batch_rows(n_train: int, n_classes: int) -> int:
-    """256, but so that an epoch has ten batches, and a batch a row of each class."""
-    return max(n_classes, 8, min(256, n_train // 10))
-
-
 def _facts(sample: Any, notes: dict[str, Any]) -> dict[str, Any]:
     return {
-        "rows": {"used": len(sample.y), "total": sample.n_rows_total},
+        "rows": {"used": len(sample.y), "total": sample.n_rows_total, "train": notes.pop("n_train")},
         "classes": {name: int(n) for name, n in zip(sample.classes, np.bincount(sample.y), strict=True)},
         "columns": sample.names,
         "warnings": list(sample.warnings),

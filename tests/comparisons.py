@@ -9,8 +9,9 @@ from unittest.mock import patch
 import numpy as np
 import pyarrow as pa
 
-from fastbalance import comparison
+from fastbalance import compare_runs
 from fastbalance.compare_report import page
+from fastbalance.comparison import compare
 
 
 def mixed_table():
@@ -37,8 +38,8 @@ def mixed_table():
 
 def run_shortly(data, label, **options):
     """Results after few steps. The budget is such that a slow machine finishes all seeds, too."""
-    with patch.object(comparison, "_MOST_STEPS", 60):
-        return comparison.compare(data, label, budget="5m", n_seeds=3, **options)
+    with patch.multiple(compare_runs, _MOST_STEPS=60, _MOST_PASSES=5):
+        return compare(data, label, budget="10m", n_seeds=3, n_jobs=1, **options)
 
 
 @cache

@@ -19,7 +19,7 @@ LAYERS = [
     *("residency", "windows", "stats", "stream", "options", "loader", "row_labels", "samplers", "trainers"),
     *("storage", "tables", "regroup", "workfolder", "resharding"),
     *("compare_verdict", "compare_data", "compare_scores", "compare_arms", "compare_figures", "compare_report"),
-    *("comparison", "__init__"),
+    *("compare_runs", "comparison", "__init__"),
     *("flights", "demo_arms", "demo_report", "demo", "cli", "__main__"),
 ]
 KERNEL_LAYERS = [
@@ -27,7 +27,7 @@ KERNEL_LAYERS = [
     *("dispatch", "ops", "__init__"),
 ]
 HEAVY = [
-    *("matplotlib", "sklearn", "scipy.stats", "pandas", "datasets", "ray", "lightning", "transformers"),
+    *("matplotlib", "sklearn", "scipy.stats", "joblib", "pandas", "datasets", "ray", "lightning", "transformers"),
     *("accelerate", "rich", "typer"),
     *("numba.cuda", "triton"),
 ]

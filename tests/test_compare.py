@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import fastbalance as fb
+from fastbalance import compare_runs
 from fastbalance.compare_arms import METHODS, build, draw_batches, effective_shares, load_factory, predict
 from fastbalance.compare_data import TEST, TRAIN, VALID, as_numbers, deal, determines, read_sample, split
 from fastbalance.compare_scores import ece, pr_auc, pr_curve, score, tuned_offset
 from fastbalance.compare_verdict import NEITHER, OURS, WEIGHTED, paired, recommend
-from fastbalance.comparison import compare, parse_budget
+from fastbalance.comparison import cautious, compare, parse_budget
 from fastbalance.errors import ArgumentError, ColumnError, LabelError
 
 from .comparisons import mixed_table, short_run
@@ -191,7 +192,7 @@ def arms(neither, weight, resample, noise=0.001):
     for k, (name, values) in enumerate(ways.items()):
         seeds = [value + np.roll(wobble, k) for value in values]
         means = [{"seeds": list(each), "mean": float(np.mean(each))} for each in seeds]
-        valid = {"seeds": [], "mean": [values[0]]}
+        valid = {"seeds": [], "mean": values[0]}
         out[name] = {"pr_auc": means[0], "balanced_accuracy_tuned": means[1], "valid_pr_auc": valid}
     return out
 
@@ -222,6 +223,36 @@ def test_weighting_that_is_not_shown_to_help_is_not_recommended():
     for metric in ("pr_auc", "balanced_accuracy_tuned"):
         results[WEIGHTED[0]][metric]["seeds"] = np.array([0.2, 0.9, 0.1, 0.8, 0.5])
     assert recommend(results, 5)["verdict"] == "resample"
+
+
+def test_an_arm_besides_the_three_ways_is_named_where_it_is_best():
+    results = arms([0.4, 0.7], [0.45, 0.75], [0.5, 0.8])
+    results["fastbalance, sqrt"] = {
+        "pr_auc": {"seeds": [0.6] * 5, "mean": 0.6},
+        "balanced_accuracy_tuned": {"seeds": [0.7] * 5, "mean": 0.7},
+    }
+    *_, told = recommend(results, 5)["evidence"]
+    assert told.startswith("Highest PR-AUC of all arms: fastbalance, sqrt, 0.600, +0.100 against fastbalance, uniform")
+
+
+def test_short_training_is_said_in_the_headline():
+    found = recommend(arms([0.4, 0.7], [0.4, 0.7], [0.5, 0.8]), 5)
+    assert cautious(found, 10.0) == found
+    short = cautious(found, 2.44)
+    assert short["headline"].endswith("But training saw the rows only 2.4 times: see the caution.")
+    assert "a longer training (--budget) can close the gap, or turn it" in short["evidence"][-1]
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, 8])
+def test_seeds_give_way_to_longer_training_down_to_three(n_jobs):
+    passes = 100  # steps
+    plenty = compare_runs.fit(1e6, 5, n_jobs, passes, 0.001, 0.1)
+    assert plenty == (2000, 5), "20 passes are the most"
+    jobs = {n: -(-8 // n_jobs) * 5 + -(-8 * (n - 1) // n_jobs) * 2 for n in (5, 4, 3)}  # networks one after another
+    for n_seeds, networks in jobs.items():
+        assert compare_runs.fit(networks * (0.1 + 1.0005), 5, n_jobs, passes, 0.001, 0.1) == (1000, n_seeds)
+    assert compare_runs.fit(jobs[3] * (0.1 + 0.3005), 5, n_jobs, passes, 0.001, 0.1) == (300, 3)
+    assert compare_runs.fit(0.0, 5, n_jobs, passes, 0.001, 0.1) == (50, 3)
 
 
 def test_too_few_seeds_decide_nothing():

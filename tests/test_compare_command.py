@@ -69,7 +69,7 @@ def test_whole_runs_with_no_option_but_the_label_and_a_budget(which, tmp_path):
         "digits": (multi_class, "digit"),
     }[which]
     pq.write_table(data(), tmp_path / "a.parquet")
-    done = run(tmp_path / "a.parquet", "--label", label, "--budget", "40s", "--json", "--output", tmp_path / "r.html")
+    done = run(tmp_path / "a.parquet", "--label", label, "--budget", "60s", "--json", "--output", tmp_path / "r.html")
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert len(found["arms"]) == 10
