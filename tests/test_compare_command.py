@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -109,7 +110,10 @@ def test_a_model_that_fails_is_one_line_on_stderr(tmp_path):
 
 
 def interrupt(folder, state):
-    """Press Ctrl-C when the progress on a terminal shows a state; the exit code, stdout, and what the terminal got."""
+    """Press Ctrl-C when the progress on a terminal shows a state; the exit code, stdout, and what the terminal got.
+
+    As from a terminal, the signal goes to the command and to its processes, none of which may be left behind.
+    """
     import pty
 
     pq.write_table(mixed_table(), folder / "a.parquet")
@@ -120,20 +124,29 @@ def interrupt(folder, state):
     ours, theirs = pty.openpty()
     with open(folder / "stdout", "w") as stdout:
         arguments = command(folder / "a.parquet", *options)
-        child = subprocess.Popen(arguments, stdout=stdout, stderr=theirs, preexec_fn=heed, env=environment)
+        child = subprocess.Popen(
+            arguments, stdout=stdout, stderr=theirs, preexec_fn=heed, env=environment, start_new_session=True
+        )
     os.close(theirs)
     shown, pressed = "", False
     with suppress(OSError), open(ours, "rb", buffering=0) as terminal:  # the end of a terminal is an error
         while part := terminal.read(4096):
             shown += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", part.decode(errors="replace"))
             if not pressed and re.search(state, shown):
-                child.send_signal(signal.SIGINT)
+                os.killpg(child.pid, signal.SIGINT)
                 pressed = True
     code = child.wait(timeout=60)
     assert pressed, shown
+    left = [process for process in psutil.process_iter() if _session(process) == child.pid]
+    assert psutil.wait_procs(left, timeout=60)[1] == []
     printed = (folder / "stdout").read_text()
     (folder / "stdout").unlink()
     return code, printed, shown
+
+
+def _session(process):
+    with suppress(ProcessLookupError):
+        return os.getsid(process.pid)
 
 
 @pytest.mark.slow
@@ -156,7 +169,7 @@ def test_ctrl_c_leaves_a_page_of_what_was_finished(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-@pytest.mark.parametrize("state", ["reading", rf"training \D+0/{SEEDS * METHODS}"])
+@pytest.mark.parametrize("state", ["reading", r"reading \D+1/1", rf"training \D+0/{SEEDS * METHODS}"])
 def test_ctrl_c_before_anything_is_finished_leaves_nothing(state, tmp_path):
     code, printed, shown = interrupt(tmp_path, state)
     assert (code, printed) == (130, "")
