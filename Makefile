@@ -4,8 +4,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+APT = $(shell test $$(id -u) = 0 || echo sudo) apt-get
+CHROMIUM := -y --no-install-recommends chromium fonts-dejavu-core
 
-.PHONY: install demo test test-fast lint format bench bench-why bench-why-quick gpu-check clean
+.PHONY: install browser demo test test-fast lint format bench bench-why bench-why-quick gpu-check clean
 
 install: $(VENV)/dev
 
@@ -26,13 +28,18 @@ $(VENV)/dev: $(VENV)/demo
 	$(BIN)/pip install --quiet "$(TORCH)" -e ".[dev]"
 	touch $@
 
+browser: $(VENV)/dev  ## Chromium, for the test of a page; package lists may be missing or old
+	@$(BIN)/python tests/browser.py 2>/dev/null || ! command -v apt-get >/dev/null || \
+	    $(APT) install $(CHROMIUM) || { $(APT) update && $(APT) install $(CHROMIUM); }
+	@$(BIN)/python tests/browser.py
+
 demo: $(VENV)/demo  ## Train on real flights: balanced batches against the weighted loss
 	$(BIN)/fastbalance demo --output demo_output
 
-test: $(VENV)/dev lint  ## Everything, slow tests included
+test: $(VENV)/dev lint browser  ## Everything, slow tests included
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-test-fast: $(VENV)/dev  ## What a change should pass before every commit
+test-fast: $(VENV)/dev browser  ## What a change should pass before every commit
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev

@@ -188,8 +188,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Resample, weight the loss, or neither? Train every way on your table, and get a report that says which."""
-    if not output.absolute().parent.is_dir():
-        raise ArgumentError(explain("--output", got=str(output), allowed="a file in a folder that is there"))
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise ArgumentError(explain("--output", got=repr(str(output)), allowed="a file in a folder that is there"))
     names = None if features is None else [name.strip() for name in features.split(",")]
     options: Any = {"features": names, "model": model, "budget": budget, "seed": seed, "n_seeds": seeds, "n_jobs": jobs}
     with _progress() as progress:

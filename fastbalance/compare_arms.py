@@ -248,8 +248,8 @@ def build(factory: Factory, n_features: int, n_classes: int) -> torch.nn.Module:
         model = factory(n_features, n_classes)
         shape = tuple(logits_of(model.eval(), torch.zeros(2, n_features)).shape)
     except Exception as error:
-        allowed = f"a module that takes float32 [B, {n_features}]"
-        raise ArgumentError(explain("--model", got=f"{type(error).__name__}: {error}", allowed=allowed)) from error
+        allowed, first_line = f"a module that takes float32 [B, {n_features}]", str(error).partition("\n")[0]
+        raise ArgumentError(explain("--model", got=f"{type(error).__name__}: {first_line}", allowed=allowed)) from error
     if shape != (2, n_classes):
         allowed = f"[2, {n_classes}]" + (", or [2, 1] or [2] for one logit" if n_classes == 2 else "")
         raise ArgumentError(explain("--model", got=f"outputs of shape {list(shape)} for 2 rows", allowed=allowed))

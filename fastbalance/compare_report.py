@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from .compare_figures import COLOURS, draw_calibration, draw_curves, draw_pr, draw_spread, figure
-from .compare_verdict import ADJUSTED, NEITHER, OURS, WEIGHTED
+from .compare_figures import draw_calibration, draw_curves, draw_pr, draw_spread, figure, sample
+from .compare_verdict import ADJUSTED, AS_IS, NEITHER, OURS, WEIGHTED
+from .errors import ArgumentError, explain
 
 _COLUMNS = {
     "pr_auc": "PR-AUC",
     "balanced_accuracy": "balanced accuracy",
-    "balanced_accuracy_tuned": "the same, tuned",
+    "balanced_accuracy_tuned": "balanced accuracy, tuned",
     "worst_recall_tuned": "worst recall, tuned",
     "log_loss": "log loss",
     "brier": "Brier",
@@ -26,24 +30,23 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ec; --dim: #9aa4af; --paper: #14171a; --box: #1e2328; --line: #343b43; --key: #ff8a75 } }
 * { box-sizing: border-box }
-body { margin: 0 auto; padding: 1rem; max-width: 68rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
+body { margin: 0 auto; padding: 1rem; max-width: 72rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
   background: var(--paper); overflow-wrap: anywhere }
 h1 { font-size: 1.25rem; margin: 0 0 .5rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
 .answer { border-left: .3rem solid var(--key); background: var(--box); padding: .8rem 1rem }
 .answer strong { font-size: 1.25rem; line-height: 1.3; display: block; margin-bottom: .4rem }
 .dim, figcaption { color: var(--dim); font-size: .875rem }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1rem }
-figure { margin: 0 } svg { width: 100%; height: auto; color: var(--ink) }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem }
+figure { margin: 0; max-width: 32rem } figure svg { width: 100%; height: auto }
+.key { align-self: center; list-style: none; margin: 0; padding: 0 }
+.key svg { vertical-align: middle; margin-right: .6rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th { vertical-align: bottom; white-space: normal; min-width: 4rem; overflow-wrap: normal }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); min-width: 8rem;
-  white-space: normal }
+th, td { padding: .3rem .45rem; text-align: right; border-bottom: 1px solid var(--line); overflow-wrap: normal }
+th { vertical-align: bottom; width: 5rem; font-size: .75rem }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); width: auto;
+  min-width: 9rem; overflow-wrap: anywhere }
 .ours td { font-weight: 600 } pre { background: var(--box); padding: .8rem; overflow-x: auto; font-size: .8125rem }
-.key { overflow-wrap: normal }
-.key span { display: inline-block; margin-right: 1rem; white-space: nowrap }
-.key i { display: inline-block; width: 1.2rem;
-  height: .25rem; margin-right: .3rem; vertical-align: middle }
+.columns { columns: 18rem }
 """
 
 
@@ -51,25 +54,36 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     """Write the page.
 
     Raises:
-        OSError: It cannot be written.
+        ArgumentError: It cannot be written.
     """
-    path.write_text(page(results), encoding="utf-8")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        temporary.write_text(page(results), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        allowed = "a file in a directory that can be written to"
+        raise ArgumentError(explain("--output", got=error, allowed=allowed)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def page(results: dict[str, Any]) -> str:
     """The HTML of the results of `compare`."""
     arms = results["arms"]
-    trained = {name: arm for name, arm in arms.items() if name not in (NEITHER, ADJUSTED)}
+    # Of the natural arms, which only decide differently, figures show the one network.
+    trained = {
+        "natural" if name == AS_IS else name: arm for name, arm in arms.items() if name not in (NEITHER, ADJUSTED)
+    }
     figures = [
         figure("curve", "PR-AUC on validation rows while training", draw_curves(trained, results["n_steps"])),
-        figure("pr", "Precision and recall on test rows, first seed", draw_pr(trained)),
+        figure("pr", "Precision and recall on test rows, first seed; scaled to recalls from 0.05", draw_pr(trained)),
         figure(
             "raw",
             "Calibration as trained: said against true, first seed",
             draw_calibration(trained, "calibration_raw"),
         ),
-        figure("natural", "Calibration after prior correction", draw_calibration(trained, "calibration")),
-        figure("spread", "Unevenness of the steps (standard deviation / mean)", draw_spread(trained)),
+        figure("natural", "Calibration after prior correction, first seed", draw_calibration(trained, "calibration")),
+        figure("spread", "Unevenness of the lengths of the steps", draw_spread(trained)),
     ]
     recommendation = results["recommendation"]
     evidence = "".join(f"<p>{escape(text)}</p>" for text in recommendation["evidence"])
@@ -81,12 +95,13 @@ def page(results: dict[str, Any]) -> str:
         f"<h1>Resample, or weight the loss? {escape(subject)}</h1>",
         f'<div class="answer"><strong>{escape(recommendation["headline"])}</strong>{evidence}</div>',
         f'<p class="dim">{escape(_set_up(results))}</p>',
-        "<h2>Left out, and other cautions</h2>" + _listed(cautions) if cautions else "",
+        "<h2>Left out, and other cautions</h2>" + _listed(map(escape, cautions)) if cautions else "",
         f"<h2>How to apply it</h2><pre>{escape(how_to_apply(results))}</pre>" if recommendation["weighted"] else "",
-        f'<h2>Figures</h2>{_key(trained)}<div class="figures">{"".join(figures)}</div>',
-        "<h2>Arms</h2>" + _arm_table(arms) + "<h2>fastbalance, uniform, minus the arm</h2>" + _difference_table(arms),
+        f'<h2>Figures</h2><div class="figures">{_key(trained)}{"".join(figures)}</div>',
+        "<h2>Arms</h2>" + _arm_table(arms) + (_difference_table(arms) if OURS in arms else ""),
         "<h2>Classes</h2>" + _class_table(results) + "<h2>Cost and learning rates</h2>" + _cost_table(results),
-        "<h2>Columns</h2>" + _listed([f"{name}: {kind}" for name, kind in results["columns"].items()]),
+        "<h2>Columns</h2>"
+        + _listed([_breakable(": ".join(column)) for column in results["columns"].items()], "columns"),
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     title = "fastbalance compare"
@@ -151,8 +166,7 @@ def _set_up(results: dict[str, Any]) -> str:
 
 
 def _key(arms: dict[str, Any]) -> str:
-    spans = [f'<span><i style="background: {COLOURS[name]}"></i>{escape(name)}</span>' for name in arms]
-    return f'<p class="key dim">{"".join(spans)}</p>'
+    return '<ul class="key">' + "".join(f"<li>{sample(name)}{escape(name)}</li>" for name in arms) + "</ul>"
 
 
 def _arm_table(arms: dict[str, Any]) -> str:
@@ -167,19 +181,22 @@ def _difference_table(arms: dict[str, Any]) -> str:
         for name, arm in arms.items()
         if "ours_minus_this" in arm["pr_auc"]
     ]
-    return _table(["arm", *(_COLUMNS[key] for key in keys)], lines)
+    caption = f'<p class="dim">{OURS}, minus the arm: mean and 95 % interval over the seeds.</p>'
+    return "<h2>Differences</h2>" + caption + _table(["arm", *(_COLUMNS[key] for key in keys)], lines)
 
 
 def _interval(difference: dict[str, Any]) -> str:
+    mean = f"{difference['mean']:+.4f}".replace("-", "−")
     if difference["interval"] is None:
-        return f"{difference['mean']:+.4f}"
+        return mean
     half = difference["interval"][1] - difference["mean"]
-    return f"{difference['mean']:+.4f} ± {half:.4f}"
+    return f"{mean} ±\N{NO-BREAK SPACE}{half:.4f}"
 
 
 def _class_table(results: dict[str, Any]) -> str:
     names, total = list(results["classes"]), sum(results["classes"].values())
-    arms = {name: arm for name, arm in results["arms"].items() if "mean" in arm["recalls"]}
+    # The arm without a tuned decision has the recalls of the tuned one here.
+    arms = {name: arm for name, arm in results["arms"].items() if "mean" in arm["recalls"] and name != AS_IS}
     lines = [
         [
             name,
@@ -197,8 +214,8 @@ def _cost_table(results: dict[str, Any]) -> str:
     lines = []
     for name, arm in results["arms"].items():
         means = {key: arm[key]["mean"] for key in ("train_s", "feed_s", "distinct_rows", "memory_bytes", "step_spread")}
-        rates = ", ".join(map(str, sorted(set(arm["rate"]["seeds"]))))
-        usable = ", ".join(map(str, arm["usable_rates"]["rates"]))
+        rates = ",\N{NO-BREAK SPACE}".join(map(str, sorted(set(arm["rate"]["seeds"]))))
+        usable = ",\N{NO-BREAK SPACE}".join(map(str, arm["usable_rates"]["rates"]))
         rows = results["n_steps"] * results["batch_rows"]
         numbers = [f"{results['n_steps']:,}", f"{rows:,}", f"{means['distinct_rows']:,.0f}", f"{means['feed_s']:.3f}"]
         numbers += [f"{means['train_s']:.2f}", f"{means['memory_bytes'] / 2**20:,.0f}", f"{means['step_spread']:.3f}"]
@@ -218,13 +235,18 @@ def _cost_table(results: dict[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    top = "".join(f"<th>{_breakable(name)}</th>" for name in head)
     rows = []
     for line in lines:
         ours = ' class="ours"' if line[0] == OURS else ""
-        rows.append(f"<tr{ours}>" + "".join(f"<td>{escape(text)}</td>" for text in line) + "</tr>")
+        rows.append(f"<tr{ours}>" + "".join(f"<td>{_breakable(text)}</td>" for text in line) + "</tr>")
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _listed(texts: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+def _breakable(text: str) -> str:
+    """HTML of a text that may break also inside names, as in Random|Sampler and no_|injury."""
+    return "<wbr>".join(map(escape, re.split(r"(?<=_)|(?<=[a-z])(?=[A-Z])", text)))
+
+
+def _listed(items: Iterable[str], kind: str = "cautions") -> str:
+    return f'<ul class="{kind}">' + "".join(f"<li>{item}</li>" for item in items) + "</ul>"

@@ -1,4 +1,4 @@
-"""`fastbalance compare`: what it makes of columns, its metrics, its verdicts, its page, and whole runs."""
+"""`fastbalance compare`: what it makes of columns, its metrics, its verdicts, and what it returns."""
 
 import datetime
 import json
@@ -6,12 +6,10 @@ import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -20,12 +18,12 @@ from fastbalance import compare_runs
 from fastbalance.compare_arms import METHODS, build, draw_batches, effective_shares, load_factory, predict
 from fastbalance.compare_columns import as_numbers, determines
 from fastbalance.compare_data import TEST, TRAIN, VALID, deal, read_sample, split
-from fastbalance.compare_report import how_to_apply, page
 from fastbalance.compare_scores import ece, pr_auc, pr_curve, score, tuned_offset
 from fastbalance.compare_verdict import NEITHER, OURS, WEIGHTED, paired, recommend
 from fastbalance.comparison import cautious, compare, parse_budget
 from fastbalance.errors import ArgumentError, ColumnError, LabelError
-from fastbalance.flights import read_flights
+
+from .comparisons import mixed_table, short_run
 
 METHOD = {method.name: method for method in METHODS}
 NAN = math.nan
@@ -52,24 +50,7 @@ def test_columns_become_numbers():
 
 @pytest.fixture
 def table():
-    generator = np.random.default_rng(0)
-    n = 1000
-    late = generator.random(n) < 0.1
-    distance = np.where(generator.random(n) < 0.1, NAN, generator.normal(size=n) + late)
-    days = [None if k % 9 == 0 else datetime.date(2024, 1, 1) + datetime.timedelta(days=k % 300) for k in range(n)]
-    return pa.table({
-        "number": pa.array(distance, from_pandas=True),
-        "airport": [None if k % 7 == 0 else f"airport {k % 40}" for k in generator.permutation(n)],
-        "day": days,
-        "weekend": generator.random(n) < 0.3,
-        "id": generator.permutation(n),
-        "code": [f"row {k}" for k in range(n)],
-        "same": ["x"] * n,
-        "told": np.where(late, "yes", "no").tolist(),
-        "arrival": pa.array(np.where(late, NAN, generator.normal(size=n)), from_pandas=True),
-        "blob": [b"x"] * n,
-        "late": late,
-    })  # fmt: skip
+    return mixed_table()
 
 
 def test_ids_leaks_and_constants_are_left_out_and_reported(table):
@@ -323,117 +304,12 @@ def test_models_that_do_not_fit():
         build(lambda n, c: torch.nn.Linear(n + 1, c), 4, 2)
 
 
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.links, self.counts = [], [], {}
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.counts[tag] = self.counts.get(tag, 0) + 1
-        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-@pytest.fixture(scope="module")
-def results():
-    generator = np.random.default_rng(0)
-    y = generator.random(1500) < 0.15
-    x = generator.normal(size=(1500, 3)) + y[:, None]
-    names = np.where(generator.random(1500) < 0.5, "<b>", "a & b").tolist()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare_runs, "_MOST_STEPS", 60)
-        patch.setattr(compare_runs, "_MOST_PASSES", 5)
-        return compare({"x": x, "name": names, "y": y}, "y", budget="10m", n_seeds=3, n_jobs=1)
-
-
-def test_the_page_needs_no_network_and_is_well_formed(results):
-    text = page(results)
-    found = Page(text)
-    assert found.open == []
-    assert found.counts["svg"] == 5
-    assert all(link.startswith("#") for link in found.links), found.links
-    assert not re.search(r"(@import|url\(\s*['\"]?(?!#))", text)
-    assert "prefers-color-scheme: dark" in text
-    assert "width=device-width" in text
-    identifiers = re.findall(r'\bid="([^"]+)"', text)
-    assert len(identifiers) == len(set(identifiers))
-
-
-def test_results_hold_every_arm_and_are_json(results):
+def test_results_hold_every_arm_and_are_json():
+    results = short_run()
     assert len(results["arms"]) == 10
     assert json.loads(json.dumps(results))["label"] == "y"
     natural = results["arms"]["natural, tuned threshold"]["pr_auc"]
     assert natural["mean"] == results["arms"]["natural, threshold 0.5"]["pr_auc"]["mean"]
-
-
-@pytest.mark.parametrize("verdict", ["neither", "weight", "resample"])
-@pytest.mark.parametrize("weighted", WEIGHTED)
-def test_the_code_to_paste_is_python(results, verdict, weighted):
-    code = how_to_apply(
-        {**results, "source": "data/*.parquet", "recommendation": {"verdict": verdict, "weighted": weighted}}
-    )
-    compile(code, "<page>", "exec")
-    assert "'data/*.parquet', label='y'" in code
-
-
-def command(*args):
-    return [sys.executable, "-m", "fastbalance", "compare", *map(str, args)]
-
-
-def run(*args):
-    return subprocess.run(command(*args), capture_output=True, text=True, timeout=280)
-
-
-def test_errors_are_one_line_on_stderr(tmp_path):
-    pq.write_table(pa.table({"x": [1.0, 2.0], "y": [0, 1]}), tmp_path / "a.parquet")
-    for options, words in [
-        (["--budget", "soon"], "--budget: got 'soon'"),
-        (["--output", "no/a.html"], "--output: got"),
-    ]:
-        done = run(tmp_path / "a.parquet", "--label", "y", *options)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith(f"fastbalance: error: {words}")
-        assert done.stderr.count("\n") == 1
-
-
-def multi_class():
-    """Digits, the k-th class thinned to a share of .7^k."""
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    kept = np.concatenate([np.flatnonzero(y == k)[: round(170 * 0.7**k)] for k in range(9)])
-    return pa.table({**{f"pixel {k}": x[kept, k] for k in range(64)}, "digit": y[kept]})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("which", ["flights", "mixed", "digits"])
-def test_whole_runs_with_no_option_but_the_label_and_a_budget(which, table, tmp_path):
-    data, label = {
-        "flights": (read_flights, "cancelled"),
-        "mixed": (lambda: table, "late"),
-        "digits": (multi_class, "digit"),
-    }[which]
-    pq.write_table(data(), tmp_path / "a.parquet")
-    done = run(tmp_path / "a.parquet", "--label", label, "--budget", "60s", "--json", "--output", tmp_path / "r.html")
-    assert (done.returncode, done.stderr) == (0, "")
-    found = json.loads(done.stdout)
-    assert len(found["arms"]) == 10
-    text = (tmp_path / "r.html").read_text()
-    assert Page(text).open == []
-    assert found["recommendation"]["headline"].split(".")[0] in text
-    for warning in found["missing"]:
-        assert warning in text
-    if which == "mixed":
-        assert sum("(a leak)" in warning for warning in found["warnings"]) == 2
 
 
 def test_the_pages_say_what_the_experiments_found():
