@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import joblib
@@ -62,7 +63,9 @@ def run(
         n_rows = batch_rows or _batch_rows(len(splits.y[0]), len(sample.classes))
         with pool:
             # All at once, as the jobs will run, and their processes have then imported and compiled what they need.
-            times = list(pool([joblib.delayed(measure)(factory, splits, n_rows)] * n_jobs))
+            with _deaf_to_ctrl_c():
+                times = pool([joblib.delayed(measure)(factory, splits, n_rows)] * n_jobs)
+            times = list(times)
             left_s = (deadline_s - time.perf_counter()) * _TRAINING_SHARE
             step_s, fixed_s = np.max(times, axis=0).tolist()
             n_steps, n_seeds = fit(left_s, len(seeds), n_jobs, len(splits.y[0]) / n_rows, step_s, fixed_s)
@@ -156,3 +159,19 @@ def _batch_rows(n_train: int, n_classes: int) -> int:
 def _ignore_ctrl_c() -> None:
     """A terminal sends Ctrl-C to all processes; this one ends when the main process says so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Let processes that start here not hear Ctrl-C before they come to ignore it; for this one it only waits."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # its start, a part of theirs, unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
