@@ -1,4 +1,4 @@
-"""Peak memory of a feed, in a process of its own: in one that has run before, freed memory hides what is taken.
+"""Peak memory: of a piece of code, and of a feed in a process of its own, where no freed memory hides what is taken.
 
 Linux only. The kernel keeps the peak; a thread that looks now and then misses what is taken while another one holds
 the interpreter.
@@ -22,16 +22,27 @@ def status_bytes(key: str) -> int:
     return 1024 * int(kib)
 
 
+class Peak:
+    """Most that this process grows by while it runs, in MB."""
+
+    def __enter__(self) -> Peak:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        self._before = status_bytes("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.mb = (status_bytes("VmHWM") - self._before) / 1e6
+
+
 def grew_by(feed: str, f: float, n_rows: int, batch_rows: int) -> float:
     """MB by which this process grows at most while a feed makes an epoch of row numbers, these included."""
     torch.set_num_threads(1)
     labels = _feeds.two_class_labels(n_rows, f)
     _feeds.FEEDS[feed](labels[-2 * round(f * n_rows) :], batch_rows, 1, 0)  # what is compiled is not the feed's
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    before = status_bytes("VmRSS")
-    _feeds.FEEDS[feed](labels, batch_rows, n_rows // batch_rows, 0)
-    return (status_bytes("VmHWM") - before) / 1e6
+    with Peak() as peak:
+        _feeds.FEEDS[feed](labels, batch_rows, n_rows // batch_rows, 0)
+    return peak.mb
 
 
 def of_feed(feed: str, f: float, n_rows: int, batch_rows: int, processes: int) -> float:

@@ -1,10 +1,10 @@
 """How fast are row numbers made, with how much memory, and from how many rows on do samplers refuse?
 
 Set-up: N = 10^5 .. 10^8 rows, 1 % minority, batches of 4,096; an epoch of balanced row numbers, or 2^22 of them where
-it is longer. Peak memory is what the process grew by, labels not counted; making the sampler is.
-WeightedRandomSampler; imbalanced-learn's RandomOverSampler and torchsampler's ImbalancedDatasetSampler where they are
-installed and work with this torch; fastbalance. Not catalyst's BalanceClassSampler: pip from 24.1 on refuses its last
-release, 22.4, and with torch 2.13 it cannot be constructed.
+it is longer. Peak memory is what the process grew by at most, as the kernel keeps it (Linux), labels not counted;
+making the sampler is. WeightedRandomSampler; imbalanced-learn's RandomOverSampler and torchsampler's
+ImbalancedDatasetSampler where they are installed and work with this torch; fastbalance. Not catalyst's
+BalanceClassSampler: pip from 24.1 on refuses its last release, 22.4, and with torch 2.13 it cannot be constructed.
 
 Expected: torch's sampler raises RuntimeError above 2^24 = 16,777,216 rows; so does torchsampler, which draws by the
 same call. Rates are measured, not expected, but for the direction.
@@ -12,16 +12,13 @@ same call. Rates are measured, not expected, but for the direction.
 
 from __future__ import annotations
 
-import gc
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from types import ModuleType
 
 import numpy as np
-import psutil
 import torch
 from torch.utils.data import WeightedRandomSampler
 
@@ -29,33 +26,10 @@ import fastbalance as fb
 
 from . import _feeds
 from ._common import Expected, Grid, Result, above, exact, finding
+from ._memory import Peak
 
 F, BATCH, MOST_ROWS, LIMIT = 0.01, 4096, 1 << 22, 1 << 24
 Maker = Callable[[torch.Tensor], Iterator[int | torch.Tensor]]
-
-
-class Peak:
-    """Largest growth of the process while it runs, in bytes, looked at every 2 ms."""
-
-    def __enter__(self) -> Peak:
-        gc.collect()
-        self._process, self._stop = psutil.Process(), threading.Event()
-        self._start = self._largest = self._process.memory_info().rss
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.002):
-            self._largest = max(self._largest, self._process.memory_info().rss)
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    @property
-    def bytes(self) -> int:
-        return max(0, self._largest - self._start)
 
 
 def torch_sampler(labels: torch.Tensor) -> Iterator[int]:
@@ -116,7 +90,7 @@ def measure(make: Maker, labels: torch.Tensor) -> list:
         except RuntimeError as error:
             return [type(error).__name__, str(error).splitlines()[0][:60], ""]
         seconds = time.perf_counter() - started
-    return [done / seconds, first_s, peak.bytes / 1e6]
+    return [done / seconds, first_s, peak.mb]
 
 
 def refuses(n_rows: int) -> bool:
