@@ -64,10 +64,9 @@ def run(
         with pool:
             # All at once, as the jobs will run, and their processes have then imported and compiled what they need.
             with _deaf_to_ctrl_c():
-                times = pool([joblib.delayed(measure)(factory, splits, n_rows)] * n_jobs)
-            times = list(times)
+                measured = pool([joblib.delayed(measure)(factory, splits, n_rows)] * n_jobs)
+            step_s, fixed_s = np.max(list(measured), axis=0).tolist()
             left_s = (deadline_s - time.perf_counter()) * _TRAINING_SHARE
-            step_s, fixed_s = np.max(times, axis=0).tolist()
             n_steps, n_seeds = fit(left_s, len(seeds), n_jobs, len(splits.y[0]) / n_rows, step_s, fixed_s)
             notes |= {"n_steps": n_steps, "batch_rows": n_rows, "n_jobs": n_jobs}
             notes |= {"n_train": len(splits.y[0]), "n_features": splits.x[0].shape[1]}
@@ -91,12 +90,14 @@ def run(
             raise
         notes["interrupted"] = True
         notes["missing"].append(f"{_after(len(done))}: interrupted")
+    return _by_seed(done), notes
+
+
+def _by_seed(done: Sequence[dict[str, Any]]) -> Runs:
+    """Results of whole seeds, or of the part of the first that there is, by method."""
     names = [method.name for method in METHODS]
-    runs = [
-        dict(zip(names, done[k : k + len(names)], strict=False))
-        for k in range(0, max(len(done) - len(names) + 1, 1), len(names))
-    ]
-    return runs, notes
+    starts = range(0, max(len(done) - len(names) + 1, 1), len(names))
+    return [dict(zip(names, done[start : start + len(names)], strict=False)) for start in starts]
 
 
 def _jobs(
