@@ -60,7 +60,7 @@ bench: $(VENV)/bench  ## About ten minutes; writes bench/results and the table o
 	$(BIN)/python bench/gpu_model.py
 	$(BIN)/python bench/table.py
 
-bench-why: $(VENV)/bench  ## Weighted loss against resampling, 18 experiments; writes docs/weighted_loss_table.md
+bench-why: $(VENV)/bench  ## Weighted loss against resampling, 18 experiments in half an hour; writes what docs/ shows of them
 	$(BIN)/python bench/weighted_loss/run.py
 
 bench-why-quick: $(VENV)/bench  ## The same with fewer seeds and steps; writes nothing
