@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, islice, pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -171,9 +171,8 @@ def draw_batches(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Row numbers of the batches, int64 [n_steps, batch_rows], and the weights of the draws for "draws", float32."""
     if isinstance(method.feed, dict):
-        parts = list(_balanced(method, y, batch_rows, n_steps, seed))
-        weights = torch.stack([batch["weight"] for batch in parts]) if method.divide == "draws" else None
-        return torch.stack([batch["row"] for batch in parts]), weights
+        rows, weights = _balanced(method, y, batch_rows, n_steps, seed)
+        return rows, weights if method.divide == "draws" else None
     generator = torch.Generator().manual_seed(seed)
     if method.feed == "iid":
         weights_of_rows = torch.from_numpy(1.0 / np.bincount(y))[torch.from_numpy(y)]
@@ -278,7 +277,8 @@ def predict(model: torch.nn.Module, x: np.ndarray) -> np.ndarray:
 
 def _balanced(
     method: Method, y: np.ndarray, batch_rows: int, n_steps: int, seed: int
-) -> Iterator[dict[str, torch.Tensor]]:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and weights of the draws of a BalancedLoader, [n_steps, batch_rows]."""
     options: dict[str, Any] = {
         "columns": ["y"],
         "extras": ("row", "weight"),
@@ -287,11 +287,12 @@ def _balanced(
         "rank": 0,
         "world_size": 1,
     }
-    loader = BalancedLoader({"y": y}, "y", batch_rows, **options, **method.feed)
-    while True:
-        for batch in loader:
-            if len(batch["row"]) == batch_rows:
-                yield batch
-                n_steps -= 1
-            if not n_steps:
-                return
+    # Where a class is rare, an undersampled epoch has fewer rows than a batch: batches then run over several epochs.
+    counts = np.bincount(y)
+    size = min(batch_rows, len(counts) * int(counts.min())) if "epoch_rows" in method.feed else batch_rows
+    loader = BalancedLoader({"y": y}, "y", size, **options, **method.feed)
+    n_draws = n_steps * batch_rows
+    full = (batch for batch in chain.from_iterable(repeat(loader)) if len(batch["row"]) == size)
+    parts = list(islice(full, -(-n_draws // size)))
+    rows, weights = (torch.cat([part[key] for part in parts])[:n_draws] for key in ("row", "weight"))
+    return rows.view(n_steps, batch_rows), weights.view(n_steps, batch_rows)

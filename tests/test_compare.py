@@ -146,6 +146,19 @@ def test_batches_have_the_shares_that_their_probabilities_follow():
     assert set(counts) <= {18, 19, 20, 21, 22}
 
 
+@pytest.mark.parametrize("n_rare", [6, 25, 128])
+def test_batches_may_be_larger_than_an_undersampled_epoch(n_rare):
+    y = np.repeat([0, 1], [3000, n_rare])
+    for name in ("undersampled", "undersampled, weighted back"):
+        rows, _ = draw_batches(METHOD[name], y, 256, 30, seed=0)
+        assert rows.shape == (30, 256)
+        rare = y[rows].sum(axis=1)
+        assert np.abs(rare - 128).max() <= min(n_rare, 2)
+        drawn = np.bincount(rows.ravel(), minlength=len(y))
+        assert drawn[:3000].max() - drawn[:3000].min() <= 2, "the common class is covered before any row comes again"
+        assert np.ptp(drawn[3000:]) <= 1
+
+
 def test_metrics_of_a_hand_made_answer():
     y = np.array([0, 0, 0, 1])
     p = np.array([0.1, 0.2, 0.6, 0.4])
