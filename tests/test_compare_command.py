@@ -115,8 +115,9 @@ def shows(progress):
 
 def has_processes(process, shown):
     """Whether a process that trains is on its way: its Python runs, and imports what it needs."""
-    workers = [child for child in process.children() if "popen_loky" in " ".join(child.cmdline())]
-    return any(sum(worker.cpu_times()[:2]) >= 0.1 for worker in workers)
+    with suppress(psutil.NoSuchProcess):
+        workers = [child for child in process.children() if "popen_loky" in " ".join(child.cmdline())]
+        return any(sum(worker.cpu_times()[:2]) >= 0.1 for worker in workers)
 
 
 def interrupt(folder, when):
@@ -127,13 +128,13 @@ def interrupt(folder, when):
     import pty
 
     pq.write_table(mixed_table(), folder / "a.parquet")
-    options = ("--label", "late", "--budget", "60s", "--seeds", SEEDS, "--json", "--output", folder / "r.html")
+    options = ("--label", "late", "--budget", "60s", "--seeds", SEEDS, "--jobs", 2, "--json")
     # What a shell starts in the background ignores SIGINT, and so do its children unless they are told.
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     environment = {**os.environ, "COLUMNS": "100", "TERM": "xterm", "PYTHONUTF8": "1"}
     ours, theirs = pty.openpty()
     with open(folder / "stdout", "w") as stdout:
-        arguments = command(folder / "a.parquet", *options)
+        arguments = command(folder / "a.parquet", *options, "--output", folder / "r.html")
         child = subprocess.Popen(
             arguments, stdout=stdout, stderr=theirs, preexec_fn=heed, env=environment, start_new_session=True
         )
