@@ -15,8 +15,9 @@ from typing import Any
 
 import joblib
 import numpy as np
+import torch
 
-from .compare_arms import METHODS, RATES, Factory, measure, run_job
+from .compare_arms import METHODS, RATES, Factory, build, measure, run_job
 from .compare_data import Sample, split
 from .compare_verdict import LEAST_SEEDS
 
@@ -60,6 +61,8 @@ def run(
     )
     try:
         splits = split(sample, seeds[0])
+        with torch.random.fork_rng(devices=[]):
+            build(factory, splits.x[0].shape[1], len(sample.classes))  # a model that does not fit fails here, at once
         n_rows = batch_rows or _batch_rows(len(splits.y[0]), len(sample.classes))
         with pool:
             # All at once, as the jobs will run, and their processes have then imported and compiled what they need.
