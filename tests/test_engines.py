@@ -7,6 +7,7 @@ import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 import pyarrow as pa
@@ -118,14 +119,21 @@ def data(tmp_path):
 
 def in_ray(code, *args):
     """Run code in a process of its own, where a Ray of two CPUs runs; what it prints."""
-    code = "import ray\nray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)\n" + code
+    # To a file: Ray writes to stdout when it likes, also in the middle of a line.
+    start = """
+import functools, os, ray
+print = functools.partial(print, file=open(os.environ["PRINTED"], "w"), flush=True)
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+"""
     # Workers import this test's sources, and Ray must neither report nor look for a cluster.
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-c", code, *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    command = [sys.executable, "-c", start + code, *map(str, args)]
+    with NamedTemporaryFile("r") as printed:
+        environment["PRINTED"] = printed.name
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment)
+        assert done.returncode == 0, done.stderr
+        return printed.read()
 
 
 @pytest.mark.slow
