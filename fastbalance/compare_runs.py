@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import Any
 
 import joblib
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from .compare_arms import METHODS, RATES, Factory, build, measure, run_job
-from .compare_data import Sample, split
+from .compare_data import Sample, Splits, split
 from .compare_verdict import LEAST_SEEDS
 
 Progress = Callable[[str, int, int], None]
@@ -60,7 +61,8 @@ def run(
         n_jobs, backend="loky", return_as="generator", pre_dispatch="n_jobs", mmap_mode="c", initializer=_ignore_ctrl_c
     )
     try:
-        splits = split(sample, seeds[0])
+        splits_of = lru_cache(maxsize=1)(partial(split, sample))  # made once for a seed, and handed over once
+        splits = splits_of(seeds[0])
         with torch.random.fork_rng(devices=[]):
             build(factory, splits.x[0].shape[1], len(sample.classes))  # a model that does not fit fails here, at once
         n_rows = batch_rows or _batch_rows(len(splits.y[0]), len(sample.classes))
@@ -80,7 +82,7 @@ def run(
             deadline_s = max(deadline_s, time.perf_counter() + 1)  # one job is done, however long reading took
             tell("training", 0, total)
             for part in (seeds[:1], seeds[1:]):
-                for result in pool(_jobs(sample, factory, part, n_rows, n_steps, rates, deadline_s)):
+                for result in pool(_jobs(splits_of, factory, part, n_rows, n_steps, rates, deadline_s)):
                     done.append(result)
                     tell("training", len(done), total)
                 if len(done) < len(METHODS):
@@ -104,7 +106,7 @@ def _by_seed(done: Sequence[dict[str, Any]]) -> Runs:
 
 
 def _jobs(
-    sample: Sample,
+    splits_of: Callable[[int], Splits],
     factory: Factory,
     seeds: Sequence[int],
     batch_rows: int,
@@ -114,7 +116,7 @@ def _jobs(
 ) -> Iterator[Any]:
     """Jobs, until the deadline. They are asked for when a process is free."""
     for seed in seeds:
-        splits = split(sample, seed)
+        splits = splits_of(seed)
         for method in METHODS:
             if time.perf_counter() > deadline_s:
                 return
