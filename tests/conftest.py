@@ -1,7 +1,9 @@
 """Test-wide set-up."""
 
 import hashlib
+import importlib
 import os
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -27,3 +29,12 @@ def _cpu_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def module():
+    """Imports a module of bench/weighted_loss."""
+    bench = str(ROOT / "bench")
+    sys.path.insert(0, bench)
+    yield lambda name: importlib.import_module(f"weighted_loss.{name}")
+    sys.path.remove(bench)

@@ -1,6 +1,5 @@
 """Every experiment on weighted losses, run quickly: fewer seeds, steps and settings, and nothing is kept."""
 
-import importlib
 import math
 import subprocess
 import sys
@@ -32,10 +31,9 @@ def test_there_is_an_experiment_for_each_question():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Use importlib.metadata:DeprecationWarning")  # torchsampler, where it is installed
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_quick_run(name, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
+def test_a_quick_run(name, module):
     with one_thread():
-        result = importlib.import_module(f"weighted_loss.{name}").run(quick=True)
+        result = module(name).run(quick=True)
     assert result.findings
     assert not [f.quantity for f in result.findings if math.isnan(f.measured)]
     wrong = [f"{f.quantity}: {f.expected}, got {f.low:.4g} .. {f.high:.4g}" for f in result.findings

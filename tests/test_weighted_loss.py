@@ -1,10 +1,8 @@
 """The experiments on weighted losses: known answers of the formulas, verdicts that can say no, and documents."""
 
-import importlib
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +12,6 @@ import torch
 import fastbalance as fb
 
 BENCH = Path(__file__).parents[1] / "bench"
-
-
-@pytest.fixture(scope="module")
-def module():
-    """Imports a module of bench/weighted_loss."""
-    sys.path.insert(0, str(BENCH))
-    yield lambda name: importlib.import_module(f"weighted_loss.{name}")
-    sys.path.remove(str(BENCH))
 
 
 @pytest.fixture(scope="module")
