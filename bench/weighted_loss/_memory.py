@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import gc
 import re
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from . import _feeds
+
+T = TypeVar("T")
 
 
 def status_bytes(key: str) -> int:
@@ -47,5 +51,10 @@ def grew_by(feed: str, f: float, n_rows: int, batch_rows: int) -> float:
 
 def of_feed(feed: str, f: float, n_rows: int, batch_rows: int, processes: int) -> float:
     """The largest of some fresh processes: the allocator does not always give back as soon."""
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return max(pool.apply(grew_by, (feed, f, n_rows, batch_rows)) for _ in range(processes))
+    return max(in_fresh_process(grew_by, feed, f, n_rows, batch_rows) for _ in range(processes))
+
+
+def in_fresh_process(work: Callable[..., T], *args: Any) -> T:
+    """What a function of a module returns in a process that has done nothing else."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, args)
