@@ -130,6 +130,11 @@ def paired(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.nda
     return t_interval(np.asarray(first, float) - np.asarray(second, float))
 
 
+def plus_minus(values: Interval) -> str:
+    """A cell such as "+0.0051 ± 0.0016", of an interval that is as wide on both sides."""
+    return f"{values[0]:+.4f} ± {values[0] - values[1]:.4f}"
+
+
 def share_interval(hits: int, trials: int) -> Interval:
     """A share, with Wilson's interval."""
     found = stats.binomtest(hits, trials).proportion_ci(CONFIDENCE, method="wilson")

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._common import Expected, Finding, Grid, Interval, Result, finding, paired
+from ._common import Expected, Finding, Grid, Interval, Result, finding, paired, plus_minus
 from ._learners import OURS, WEIGHTED, Arm
 from ._matched import BACK, DECISIONS, FROM_ZERO, NATURAL, RATES, SAME_RATE_ONLY, UNCOMPENSATED, Found, results
 from ._scores import COLUMNS, cells
@@ -95,7 +95,7 @@ def summary(found: dict[str, dict[Arm, Found]], rule: str) -> Grid:
     grid = Grid(f"PR-AUC at {rule}, fastbalance minus each arm", ("setting", *(arm.name for arm in arms)))
     gaps = {where: [gap(each, rule, arm, "pr_auc") for arm in arms] for where, each in found.items()}
     for where, row in gaps.items():
-        grid.rows.append([where, *(f"{value:+.4f} ± {value - low:.4f}" for value, low, _ in row)])
+        grid.rows.append([where, *map(plus_minus, row)])
     of_arms = list(zip(*gaps.values(), strict=True))
     tally = (f"{sum(low > 0 for _, low, _ in of)} / {sum(high < 0 for *_, high in of)}" for of in of_arms)
     grid.rows.append([f"of {len(gaps)}: higher / lower (95 %)", *tally])

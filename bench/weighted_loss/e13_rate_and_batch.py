@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from . import _feeds
-from ._common import Expected, Finding, Grid, Interval, Result, above, finding, paired, t_interval
+from ._common import Expected, Finding, Grid, Result, above, finding, paired, plus_minus, t_interval
 from ._learners import (
     ADJUSTED,
     ARMS,
@@ -104,6 +104,7 @@ def losses(f: float, batch_rows: int, kinds: Sequence[str], n_seeds: int, n_step
     """Excess loss of every arm with each optimiser; all optimisers see the same batches."""
     x, y = data(f, n_seeds)
     unseen, weights, log_odds = (balanced_rows(20_000), balanced_rows(10_000)), class_weights(y), np.log(f / (1 - f))
+    floors = [best_possible(rows) for rows in unseen]
     found: dict[str, Losses] = {kind: {} for kind in kinds}
     for arm in ARMS:
         feed, prior = _feeds.FEEDS[arm.feed], log_odds if arm.adjusted else 0.0
@@ -113,8 +114,8 @@ def losses(f: float, batch_rows: int, kinds: Sequence[str], n_seeds: int, n_step
             networks.parameters[-1].fill_(prior)
             train(networks, x, y, batches, Optimiser(kind, networks), divide=arm.divide, weights=weights)
             with torch.no_grad():
-                each = [balanced_loss(networks(rows[0]) - prior, rows[1]) - best_possible(rows) for rows in unseen]
-            found[kind][arm] = Excess(*each)
+                each = [balanced_loss(networks(rows[0]) - prior, rows[1]) for rows in unseen]
+            found[kind][arm] = Excess(*(loss - floor for loss, floor in zip(each, floors, strict=True)))
     return found
 
 
@@ -128,10 +129,6 @@ def gaps(found: Losses, arm: Arm, same_rate: bool) -> np.ndarray:
     """Loss of an arm minus fastbalance's, float64 [n_seeds]: each at its best rate, or both at fastbalance's."""
     ours = found[OURS]
     return found[arm].at(ours.best if same_rate else found[arm].best) - ours.at(ours.best)
-
-
-def cell(values: Interval) -> str:
-    return f"{values[0]:+.4f} ± {values[0] - values[1]:.4f}"
 
 
 def pooled(found: list[Losses], arm: Arm, same_rate: bool = False) -> np.ndarray:
@@ -187,8 +184,8 @@ def grids_of(found: Found, floor: float) -> list[Grid]:
     width = Grid(f"Rates of {N_RATES} within 2 % of the best loss", (*where, *(arm.name for arm in ARMS)))
     for (kind, f, batch_rows), each in found.items():
         setting = [kind, f"{f:.1%}", batch_rows, round(f * batch_rows, 3)]
-        best_rates.rows.append([*setting, *(cell(t_interval(gaps(each, arm, False))) for arm in others)])
-        same_rate.rows.append([*setting, *(cell(t_interval(gaps(each, arm, True))) for arm in others)])
+        best_rates.rows.append([*setting, *(plus_minus(t_interval(gaps(each, arm, False))) for arm in others)])
+        same_rate.rows.append([*setting, *(plus_minus(t_interval(gaps(each, arm, True))) for arm in others)])
         width.rows.append([*setting, *(usable(each[arm], floor) for arm in ARMS)])
     return [best_rates, same_rate, width]
 
@@ -201,7 +198,7 @@ def by_rate(found: Found) -> Grid:
     for (kind, f, batch_rows), each in found.items():
         if (f, batch_rows) in SHOWN:
             for k, rate in enumerate(RATES[kind]):
-                cells = (cell(t_interval(each[arm].at(k))) for arm in ARMS)
+                cells = (plus_minus(t_interval(each[arm].at(k))) for arm in ARMS)
                 grid.rows.append([kind, f"{f:.1%}", batch_rows, round(f * batch_rows, 3), rate, *cells])
     return grid
 
